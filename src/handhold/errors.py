@@ -1,0 +1,21 @@
+"""The errors a user can meet. Each message is one sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class HandholdError(Exception):
+    """Base of every error that is the user's to mend; the command line prints it without a traceback and exits 3."""
+
+    exit_code = 3
+
+
+class UnusableInput(HandholdError):
+    """The video, masks, landmarks or model file cannot be used."""
+
+
+class MissingAsset(HandholdError):
+    """A weight file is not on this machine; the message names the command that fetches it."""
+
+
+class StageFailed(HandholdError):
+    """A stage found nothing to work with (no hand, no object, nothing registers)."""
