@@ -61,7 +61,8 @@ def estimate_background(frames: np.ndarray, candidates: int = 24, samples: int =
 
 
 def segment(sequence: Sequence, progress: Callable[[float, str], None] | None = None, seed: int = 0) -> Sequence:
-    """Add masks "right"/"left" (the sides with landmarks) and "object", with a confidence per frame and mask.
+    """Add masks "right"/"left" (the sides with landmarks), "object" and "other" (what else moves: sleeve, arm, body), with a
+    confidence per frame and mask.
 
     Frames must come from a static camera for the background model to hold; where the background explains less than it
     should, confidences fall and a note says so. Deterministic for a given seed.
@@ -102,7 +103,7 @@ def segment(sequence: Sequence, progress: Callable[[float, str], None] | None = 
     say(0.7, "labels, second round")
     probabilities = _label_all(model, features, frames)
     say(0.9, "clean")
-    masks, confidence = _clean(probabilities, frames, hands, hand_size)
+    masks, confidence = _clean(probabilities, features, hands, hand_size)
     if scale != 1.0:
         masks = {k: np.stack([cv2.resize(f.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5 for f in m]) for k, m in masks.items()}
     if known.mean() < 0.5:
@@ -352,11 +353,11 @@ def _confident(i, p, features, rng, per_class: int = 300):
     return np.concatenate(xs), np.concatenate(ys)
 
 
-def _clean(probabilities, frames, hands, hand_size):
+def _clean(probabilities, features, hands, hand_size):
     """Labels to masks: components that belong to the hand-object group, islands and holes resolved, skin split by side and cut at the wrist."""
     n, h, w = probabilities.shape[:3]
     sides = [s for s in SIDES if s in hands]
-    masks = {s: np.zeros((n, h, w), bool) for s in [*sides, "object"]}
+    masks = {s: np.zeros((n, h, w), bool) for s in [*sides, "object", "other"]}
     confidence = {k: np.zeros(n, np.float32) for k in masks}
     typical_size = float(np.median([hand_size[s][0] for s in sides])) if sides else 0.3 * max(h, w)
     yy, xx = np.mgrid[0:h, 0:w].astype(np.float32) + 0.5
@@ -365,6 +366,8 @@ def _clean(probabilities, frames, hands, hand_size):
         p = probabilities[i].astype(np.float32)
         label = p.argmax(-1).astype(np.uint8)
         top = p.max(-1)
+        d = features.foreground(i)
+        label[(d < 2.5) & features.known] = BACKGROUND  # smoothing spreads labels a little past the edge: take that back
         label = _absorb_islands(label, round(0.012 * typical_size**2))
         skin = label == HAND
         obj = _belonging(ndimage.binary_opening(label == OBJECT, iterations=1), skin, previous)
@@ -394,10 +397,11 @@ def _clean(probabilities, frames, hands, hand_size):
                 if masks[s][i].any():
                     last[s] = masks[s][i]
         masks["object"][i] = obj
+        masks["other"][i] = ~obj & ~skin & (label != BACKGROUND)
         for k in masks:
             m = masks[k][i]
             if m.sum() > 30:
-                confidence[k][i] = float(np.clip(2 * top[m].mean() - 1, 0, 1)) * (1.0 if k in dict(found) or k == "object" else 0.6)
+                confidence[k][i] = float(np.clip(2 * top[m].mean() - 1, 0, 1)) * (1.0 if k in dict(found) or k not in SIDES else 0.6)
         previous = obj if obj.any() else previous
     area = masks["object"].reshape(n, -1).sum(1)
     if (area > 0).any():  # an object does not halve or double between neighbours; say so rather than trust it

@@ -1,0 +1,352 @@
+"""The command line: `handhold run VIDEO`, each stage alone, and demo, assets, doctor.
+
+Exit codes: 0 ok (also for a result marked partial), 2 wrong usage, 3 unusable input, 130 stopped by Ctrl-C.
+Nothing heavy is imported before the arguments are known.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from .config import (
+    PRESETS,
+    STAGES,
+    BadConfig,
+    Config,
+    EvaluateConfig,
+    ExportConfig,
+    FitConfig,
+    PrepareConfig,
+    TrackConfig,
+    preset,
+    read_toml,
+)
+from .errors import HandholdError
+
+Bare = tyro.conf.arg(name="")  # a table whose settings are given without its name: --stride, not --prepare.stride
+Method = Literal["rigid"]
+COMMANDS = ("run", *STAGES, "demo", "assets", "doctor")
+
+
+@dataclass(frozen=True)
+class _Common:
+    config: Path | None = None
+    """TOML file with settings; options on the command line win over it."""
+    preset: Literal["default", "draft"] = "default"
+    """Named settings to start from."""
+    fresh: bool = False
+    """Do the chosen stages again even if nothing has changed."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    json: bool = False
+    """Print one JSON object with the result on stdout, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class _Settings:
+    prepare: Annotated[PrepareConfig, Bare] = PrepareConfig()
+    track: TrackConfig = TrackConfig()
+    fit: FitConfig = FitConfig()
+    evaluate: Annotated[EvaluateConfig, Bare] = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    method: Method = "rigid"
+    """What the scene is made of: `rigid` is skinned hands and one rigid object."""
+    seed: int = 0
+    """Seed of every random choice; the same seed, video and settings give the same numbers."""
+    device: str = "cpu"
+    """Torch device, e.g. cpu or cuda:0."""
+
+    def settings(self) -> Config:
+        return Config(
+            self.prepare, self.track, self.fit, self.evaluate, self.export, self.method, self.seed, self.device
+        )
+
+
+@dataclass(frozen=True)
+class RunArgs(_Settings, _Common):
+    """Reconstruct the hands and the object of a video: prepare, track, fit, evaluate and export."""
+
+    video: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")] = tyro.MISSING
+    """Video file, or folder of png or jpg frames."""
+    out: Path | None = None
+    """Run folder; runs/<name of the video> by default. The same command goes on where it stopped."""
+
+
+@dataclass(frozen=True)
+class StageArgs(_Settings, _Common):
+    """One stage of a run folder, with the settings of that run unless others are given."""
+
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = tyro.MISSING
+    """Run folder; for `prepare` also a video, whose run folder is --out."""
+    out: Path | None = None
+    """Run folder when the target is a video; runs/<name of the video> by default."""
+
+
+@dataclass(frozen=True)
+class DemoArgs(_Settings, _Common):
+    """Reconstruct the built-in clip and score it against its truth."""
+
+    out: Path = Path("runs/demo")
+    """Run folder."""
+
+
+@dataclass(frozen=True)
+class AssetsArgs:
+    """Fetch the weights that are not part of the package, check their SHA-256 and keep them in a cache."""
+
+    status: bool = False
+    """Only say what is there."""
+    wheel: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """The mediapipe wheel as a file, for a machine without network."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
+class DoctorArgs:
+    """Say what this machine has of what handhold uses; exit code 0 if a reconstruction can run."""
+
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+
+def parser_inputs(base: Config | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Subcommand names -> argument classes, and names -> defaults taken from a configuration."""
+    c = base if base is not None else Config()
+    settings = {f: getattr(c, f) for f in ("prepare", "track", "fit", "evaluate", "export", "method", "seed", "device")}
+    kinds = {"run": RunArgs, **dict.fromkeys(STAGES, StageArgs), "demo": DemoArgs}
+    kinds |= {"assets": AssetsArgs, "doctor": DoctorArgs}
+    defaults = {name: kind(**settings) if issubclass(kind, _Settings) else kind() for name, kind in kinds.items()}
+    return kinds, defaults
+
+
+def parse(argv: Sequence[str]) -> tuple[str, Any]:
+    """(command, its arguments). Exits with 2 on wrong usage, with 0 after --help, as argparse does."""
+    kinds, defaults = parser_inputs(_base_config(argv))
+    union = tyro.extras.subcommand_type_from_defaults(
+        {name: defaults[name] for name in kinds},
+        descriptions={name: _describe(name, kind) for name, kind in kinds.items()},
+        prefix_names=False,
+    )
+    args = tyro.cli(
+        union,
+        args=list(argv),
+        prog="handhold",
+        description="One video of hands handling an object in; hands and object out in 3D, in metres.",
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+    )
+    return next(a for a in argv if a in kinds), args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    as_json = "--json" in argv
+    try:
+        if argv[:1] == ["--version"]:
+            from . import __version__
+
+            print(f"handhold {__version__}")
+            return 0
+        command, args = parse(argv)
+        return _COMMANDS.get(command, _stage)(command, args, argv)
+    except HandholdError as e:
+        _fail(str(e), e.exit_code, as_json)
+        return e.exit_code
+    except KeyboardInterrupt:
+        again = "handhold " + shlex.join(argv)
+        if as_json:
+            print(json.dumps({"ok": False, "stopped": True, "resume": again}))
+        print(f"\nStopped. What is finished is kept; go on with:\n  {again}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # e.g. piped into head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as e:
+        if as_json:  # a defect of ours: whoever reads the JSON must know, and the traceback goes to stderr
+            print(json.dumps({"ok": False, "error": f"{type(e).__name__}: {e}", "exit_code": 1}))
+        raise
+
+
+def _run(command: str, args: RunArgs, argv: list[str]) -> int:
+    out = args.out if args.out is not None else _default_out(args.video)
+    return _pipeline(args, args.video, out)
+
+
+def _stage(command: str, args: StageArgs, argv: list[str]) -> int:
+    from .errors import UnusableInput
+    from .runs import is_run
+
+    if is_run(args.target):
+        return _pipeline(args, None, args.target, command)
+    if command != "prepare":
+        how = f"make one with `handhold run VIDEO --out {args.target}`"
+        raise UnusableInput(f"{args.target} is not a run folder; {how}.")
+    return _pipeline(args, args.target, args.out if args.out is not None else _default_out(args.target), command)
+
+
+def _demo(command: str, args: DemoArgs, argv: list[str]) -> int:
+    clip = Path(__file__).parent / "data" / "demo"
+    prepare = replace(args.prepare, K=args.prepare.K or clip / "K.txt")
+    evaluate = replace(args.evaluate, truth=args.evaluate.truth or clip / "gt.npz")
+    return _pipeline(replace(args, prepare=prepare, evaluate=evaluate), clip / "video.mp4", args.out)
+
+
+def _assets(command: str, args: AssetsArgs, argv: list[str]) -> int:
+    from . import assets
+
+    if not args.status:
+        tell = None if args.json else lambda text: print(text, file=sys.stderr, flush=True)
+        assets.fetch(progress=tell, wheel=args.wheel)
+    state = assets.status()
+    missing = [name for name, s in state.items() if not s]
+    if args.json:
+        print(json.dumps({"ok": not missing, "assets": {k: str(v) if v else None for k, v in state.items()}}))
+    else:
+        for name, s in state.items():
+            print(f"{name:32s} {s if s else 'missing; get it with `handhold assets`'}")
+    return 3 if missing else 0
+
+
+def _doctor(command: str, args: DoctorArgs, argv: list[str]) -> int:
+    from .doctor import examine, print_findings
+
+    findings = examine()
+    ok = all(f.ok or not f.needed for f in findings)
+    if args.json:
+        print(json.dumps({"ok": ok, "findings": [vars(f) for f in findings]}, indent=1))
+    else:
+        print_findings(findings)
+    return 0 if ok else 3
+
+
+_COMMANDS: dict[str, Callable[[str, Any, list[str]], int]] = {
+    "run": _run,
+    "demo": _demo,
+    "assets": _assets,
+    "doctor": _doctor,
+}
+
+
+def _pipeline(args: Any, video: Path | None, out: Path, only: str | None = None) -> int:
+    from .pipeline import run
+    from .progress import make_progress
+    from .runs import Run
+
+    out = Path(out)
+    report = make_progress(None, args.quiet or args.json)
+    try:
+        result = run(video, out, args.settings(), report, first=only, last=only, fresh=args.fresh)
+    finally:
+        report.close()
+    summary = summarize(result)
+    if args.json:
+        print(json.dumps(summary, allow_nan=False))
+    elif not args.quiet:
+        _print_summary(summary, Run(out))
+    return 0
+
+
+def summarize(result: Any) -> dict[str, Any]:
+    """What `--json` prints: state, metrics, files, seconds per stage, notes."""
+    root = result.run.root
+    try:
+        told = json.loads(result.run.metrics_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        told = {}
+    names = ("scene.npz", "scene.glb", "object.ply", "object_splat.ply", "metrics.json", "report.html", "preview.mp4")
+    return {
+        "ok": True,
+        "run": str(root),
+        "stages": list(result.stages),
+        "kept": list(result.kept),
+        "partial": result.partial,
+        "reasons": list(result.reasons),
+        "notes": list(result.notes),
+        "metrics": told.get("metrics", {}),
+        "bodies": told.get("bodies", {}),
+        "seconds": {k: round(v, 2) for k, v in result.seconds.items()},
+        "peak_mb": round(result.peak_mb),
+        "files": {n: str(root / n) for n in names if (root / n).is_file()},
+    }
+
+
+def _print_summary(summary: dict[str, Any], run: Any) -> None:
+    for name, body in summary["bodies"].items():
+        print(f"{name:14s} {body['valid']} of {body['frames']} frames")
+    for name, value in summary["metrics"].items():
+        print(f"{name:14s} {'-' if value is None else format(value, '.3f')}")
+    for reason in summary["reasons"]:
+        print(f"partial: {reason}")
+    seconds = sum(summary["seconds"].values())
+    print(f"{'time':14s} {seconds:.0f} s, at most {summary['peak_mb']} MB")
+    report = summary["files"].get("report.html")
+    print(f"{'report':14s} {report}" if report else f"{'run folder':14s} {summary['run']}")
+
+
+def _fail(message: str, code: int, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"ok": False, "error": message, "exit_code": code}))
+    print(f"handhold: {message}", file=sys.stderr)
+
+
+def _describe(name: str, kind: type) -> str:
+    if kind is StageArgs:
+        stages = {
+            "prepare": "Decode a video, and find landmarks and masks.",
+            "track": "Find the poses of hands and object over the clip.",
+            "fit": "Fit shape and appearance, refining the poses.",
+            "evaluate": "Write metrics.json, scored against --truth if given.",
+            "export": "Write meshes, splats, glTF, preview and report.",
+        }
+        return stages[name]
+    return (kind.__doc__ or "").splitlines()[0]
+
+
+def _default_out(video: Path) -> Path:
+    return Path("runs") / (Path(video).stem or "run")
+
+
+def _base_config(argv: Sequence[str]) -> Config:
+    """The configuration that the options on the command line change: --config, else the run folder's own, else
+    --preset.
+    """
+    file, name = _value(argv, "--config"), _value(argv, "--preset")
+    if name is not None and name not in PRESETS:
+        name = None  # tyro says what is wrong
+    if file is not None:
+        return read_toml(file, preset(name) if name else None)
+    if argv and argv[0] in STAGES and name is None:
+        for a in argv[1:]:
+            if (Path(a) / "run.json").is_file():
+                from .errors import UnusableInput
+                from .runs import open_run
+
+                try:
+                    return open_run(a).config()
+                except (BadConfig, KeyError, TypeError) as e:
+                    message = f"The settings in {a} are of another version of handhold; do `handhold run` anew."
+                    raise UnusableInput(message) from e
+    return preset(name or "default")
+
+
+def _value(argv: Sequence[str], option: str) -> str | None:
+    for i, a in enumerate(argv):
+        if a == option and i + 1 < len(argv):
+            return argv[i + 1]
+        if a.startswith(option + "="):
+            return a.split("=", 1)[1]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

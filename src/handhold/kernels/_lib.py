@@ -1,0 +1,128 @@
+"""Loading of libhandhold_kernels and the choice of backend."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import HandholdError
+
+if TYPE_CHECKING:
+    import torch
+
+ABI_VERSION = 1
+BACKENDS = ("cpu", "torch")
+
+_I, _L, _F, _P = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
+_LO = _F * 3  # grid origin
+_SIGNATURES = {
+    "hh_grid_sample": (None, [_L, _P, _P, _I, _LO, _F, _P, _P, _I]),
+    "hh_grid_backward": (None, [_L, _P, _P, _I, _LO, _F, _P, _P, _P, _P, _I]),
+    "hh_grid_march": (None, [_L, _P, _P, _P, _I, _LO, _F, _F, _F, _P, _P, _P, _I]),
+    "hh_grid_reg": (None, [_P, _I, _LO, _F, _F, _F, _F, _P, _P, _P, _I]),
+    "hh_grid_blur": (None, [_P, _I, _P, _I, _I]),
+    "hh_grid_adam": (None, [_L, _P, _P, _P, _P, _F, _F, _F, _F, _I, _F, _I]),
+    "hh_render_forward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _I]),
+    "hh_render_backward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _P, _P, _P, _P, _P, _I]),
+    "hh_splat_forward": (_P, [_I] * 6 + [_P] * 10 + [_I]),
+    "hh_splat_backward": (_I, [_P] * 14 + [_I]),
+    "hh_splat_free": (None, [_P]),
+    "hh_ssim": (_I, [_P, _P, _I, _I, _I, _P, _P, _I]),
+}
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or None and the reason."""
+    from . import __path__ as folders
+
+    ending = {"darwin": ".dylib", "win32": ".dll"}.get(sys.platform, ".so")
+    paths = [Path(f) / f"libhandhold_kernels{ending}" for f in folders]
+    found = [p for p in paths if p.is_file()]
+    if not found:
+        return None, "they were not built; install a C++ compiler (g++ or clang++) and install handhold again"
+    try:
+        lib = ctypes.CDLL(str(found[0]))
+        lib.hh_isa.restype = ctypes.c_char_p
+        if lib.hh_abi_version() != ABI_VERSION:
+            return None, f"{found[0]} was built from another version of handhold; build it again"
+        for name, (result, arguments) in _SIGNATURES.items():
+            getattr(lib, name).restype, getattr(lib, name).argtypes = result, arguments
+    except (OSError, AttributeError) as e:
+        return None, f"{found[0]} cannot be loaded ({e})"
+    lib.path = str(found[0])
+    return lib, ""
+
+
+def available() -> bool:
+    """True when the compiled kernels are built for this machine and load."""
+    return _load()[0] is not None
+
+
+def why_unavailable() -> str:
+    """Why `available()` is False, in words; empty when it is True."""
+    return _load()[1]
+
+
+def info() -> dict:
+    """What `handhold doctor` shows: backend, path, instruction set, threads, and the reason when not available."""
+    import torch
+
+    lib, why = _load()
+    return {
+        "available": lib is not None,
+        "backend": resolve_backend(),
+        "path": lib.path if lib else None,
+        "isa": lib.hh_isa().decode() if lib else None,
+        "threads": torch.get_num_threads(),
+        "why_unavailable": why,
+    }
+
+
+def lib() -> ctypes.CDLL:
+    """The loaded library; raises `HandholdError` when there is none."""
+    found, why = _load()
+    if found is None:
+        raise HandholdError(f"The compiled kernels are not available: {why}, or set HANDHOLD_BACKEND=torch.")
+    return found
+
+
+def resolve_backend(backend: str | None = None, *tensors: torch.Tensor | None) -> str:
+    """ "cpu" or "torch" for an op on these tensors.
+
+    An explicit "cpu" raises when the kernels or the tensors do not allow it; HANDHOLD_BACKEND=cpu raises only when the
+    kernels are missing, since float64 and CUDA tensors always take the torch path.
+    """
+    fits = all(t is None or (t.device.type == "cpu" and str(t.dtype) == "torch.float32") for t in tensors)
+    if backend is None:
+        wish = os.environ.get("HANDHOLD_BACKEND", "auto").strip().lower() or "auto"
+        if wish not in (*BACKENDS, "auto"):
+            raise HandholdError(f"HANDHOLD_BACKEND is {wish!r}; set it to cpu, torch or auto.")
+        if wish == "cpu":
+            lib()
+        return "cpu" if wish != "torch" and fits and available() else "torch"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; choose from {BACKENDS}")
+    if backend == "cpu":
+        lib()
+        if not fits:
+            raise TypeError("the cpu backend takes float32 tensors on the CPU")
+    return backend
+
+
+def pointer(t: torch.Tensor | None) -> int | None:
+    """Address of a contiguous tensor's data, for ctypes; None stays None (a null pointer)."""
+    if t is None:
+        return None
+    assert t.is_contiguous()
+    return t.data_ptr()
+
+
+def threads() -> int:
+    import torch
+
+    return torch.get_num_threads()

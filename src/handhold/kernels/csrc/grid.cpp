@@ -1,0 +1,111 @@
+// C ABI of the grid ops: threads, memory and the order of sums. The arithmetic is in grid_isa.h and render_isa.h.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "isa.h"
+#include "pool.h"
+
+using namespace hh;
+
+namespace {
+
+GridView view(const float* data, int R, const float* lo, float h) { return {data, R, {lo[0], lo[1], lo[2]}, h}; }
+
+// Deals grid planes to threads in contiguous slabs of about equal sample counts.
+void scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, float* v_data, int threads) {
+  const int parts = std::max(1, std::min(threads, g.R));
+  std::vector<int> cut(parts + 1, g.R);
+  cut[0] = 0;
+  if (parts > 1) {
+    std::vector<int64_t> count(g.R, 0);
+    for (int64_t s = 0; s < n; ++s) {
+      float p = (x[3 * s] - g.lo[0]) / g.h;
+      count[p > 0 ? (p < g.R - 1.0001f ? static_cast<int>(p) : g.R - 2) : 0]++;
+    }
+    int64_t seen = 0;
+    for (int i = 0, k = 1; i < g.R && k < parts; ++i) {
+      seen += count[i];
+      while (k < parts && seen * parts >= n * k) cut[k++] = i + 1;
+    }
+  }
+  parallel(parts, threads, [&](int64_t k) { kernels().grid_scatter(g, x, n, v_val, v_grad, cut[k], cut[k + 1], v_data); });
+}
+
+}  // namespace
+
+HH_API void hh_grid_sample(int64_t n, const float* x, const float* data, int R, const float* lo, float h, float* val, float* grad, int threads) {
+  const GridView g = view(data, R, lo, h);
+  parallel_ranges(n, 2048, threads, [&](int64_t b, int64_t e) { kernels().grid_sample(g, x, b, e, val, grad); });
+}
+
+// Adds to v_data (R,R,R,4); writes v_x (n,3) when it is not null. v_grad may be null.
+HH_API void hh_grid_backward(int64_t n, const float* x, const float* data, int R, const float* lo, float h, const float* v_val, const float* v_grad,
+                             float* v_data, float* v_x, int threads) {
+  const GridView g = view(data, R, lo, h);
+  if (v_data) scatter(g, x, n, v_val, v_grad, v_data, threads);
+  if (v_x) parallel_ranges(n, 2048, threads, [&](int64_t b, int64_t e) { kernels().grid_v_x(g, x, b, e, v_val, v_grad, v_x); });
+}
+
+HH_API void hh_grid_march(int64_t n, const float* o, const float* d, const float* data, int R, const float* lo, float h, float min_step, float band,
+                          float* t0, float* t1, float* phi_min, int threads) {
+  const GridView g = view(data, R, lo, h);
+  parallel_ranges(n, 128, threads, [&](int64_t b, int64_t e) { kernels().grid_march(g, o, d, b, e, min_step, band, t0, t1, phi_min); });
+}
+
+// Adds the weighted gradient to v_data channel 0; loss receives the two unweighted means. tmp: 5 R^3 floats.
+HH_API void hh_grid_reg(const float* data, int R, const float* lo, float h, float w_eik, float w_lap, float band, float* v_data, float* tmp, double* loss,
+                        int threads) {
+  const GridView g = view(data, R, lo, h);
+  std::vector<double> sums(3 * R);
+  float *flux = tmp, *f = tmp + 4 * static_cast<int64_t>(R) * R * R;
+  parallel(R, threads, [&](int64_t i) { kernels().grid_extract(g, static_cast<int>(i), f); });
+  parallel(R, threads, [&](int64_t i) { kernels().grid_reg_flux(R, static_cast<int>(i), f, h, w_eik, w_lap, band, flux, &sums[3 * i]); });
+  double total[3] = {0, 0, 0};
+  for (int i = 0; i < 3 * R; ++i) total[i % 3] += sums[i];
+  const double inv = 1.0 / std::max(1.0, total[2]);
+  std::vector<float> rows(static_cast<size_t>(R) * R);
+  parallel(R, threads, [&](int64_t i) { kernels().grid_reg_gather(R, static_cast<int>(i), static_cast<float>(inv), flux, &rows[R * i], v_data); });
+  loss[0] = total[0] * inv;
+  loss[1] = total[1] * inv;
+}
+
+// tmp: 2 R^3 floats.
+HH_API void hh_grid_blur(float* v_data, int R, float* tmp, int iterations, int threads) {
+  float *a = tmp, *b = tmp + static_cast<int64_t>(R) * R * R;
+  for (int it = 0; it < iterations; ++it) {
+    parallel(R, threads, [&](int64_t i) { kernels().grid_blur_plane(R, static_cast<int>(i), it == 0 ? v_data : nullptr, a, b); });
+    parallel(R, threads, [&](int64_t i) { kernels().grid_blur_across(R, static_cast<int>(i), a, b, it == iterations - 1 ? v_data : nullptr); });
+    std::swap(a, b);
+  }
+}
+
+HH_API void hh_grid_adam(int64_t n, float* data, float* grad, float* m, float* v, float lr_sdf, float lr_color, float b1, float b2, int step, float rel_eps,
+                         int threads) {
+  const float c1 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(b1), step)));
+  const float c2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(b2), step)));
+  double sum = 0;  // the scale of eps: rms over every 7th voxel that has ever had a gradient
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += 7)
+    if (v[4 * i] > 0) sum += v[4 * i], ++count;
+  const float eps = rel_eps * static_cast<float>(std::sqrt(sum / std::max<int64_t>(1, count) * c2)) + 1e-20f;
+  parallel_ranges(n, 16384, threads, [&](int64_t b, int64_t e) { kernels().grid_adam(b, e, data, grad, m, v, lr_sdf, lr_color, b1, b2, c1, c2, eps); });
+}
+
+HH_API void hh_render_forward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h, float beta,
+                              float* rgb, float* acc, float* depth, int threads) {
+  RenderArgs a{};
+  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.rgb = rgb, a.acc = acc, a.depth = depth;
+  parallel_ranges(n, 64, threads, [&](int64_t b, int64_t e) { kernels().render_forward(a, b, e); });
+}
+
+// Adds to v_data; v_o, v_d (n,3) and v_beta (n) may be null. scratch: 7 n S floats.
+HH_API void hh_render_backward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h,
+                               float beta, const float* v_rgb, const float* v_acc, const float* v_depth, float* v_data, float* v_o, float* v_d, float* v_beta,
+                               float* scratch, int threads) {
+  RenderArgs a{};
+  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.v_rgb = v_rgb, a.v_acc = v_acc, a.v_depth = v_depth;
+  a.v_val = scratch, a.x = scratch + 4 * n * S, a.v_o = v_o, a.v_d = v_d, a.v_beta = v_beta;
+  parallel_ranges(n, 64, threads, [&](int64_t b, int64_t e) { kernels().render_backward(a, b, e); });
+  scatter(a.grid, a.x, n * S, a.v_val, nullptr, v_data, threads);
+}

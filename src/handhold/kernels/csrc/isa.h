@@ -1,0 +1,98 @@
+// What each instruction set provides: plain functions over ranges of raw arrays. Threads and memory live with the callers.
+// isa.cpp is compiled once per instruction set; it must not use inline library templates, which the linker would merge
+// across the two builds and so leak AVX2 code into the baseline.
+#pragma once
+#include <cstdint>
+
+namespace hh {
+
+// (R,R,R,4) float32: channel 0 signed distance, 1-3 raw colour. Voxel (i,j,k) lies at lo + h (i,j,k).
+struct GridView {
+  const float* data;
+  int R;
+  float lo[3], h;
+};
+
+// NeuS compositing of one ray batch: samples at t (n,S) along o + t d.
+struct RenderArgs {
+  GridView grid;
+  int S;
+  float beta;
+  const float *o, *d, *t;                   // (n,3) (n,3) (n,S)
+  float *rgb, *acc, *depth;                 // forward: (n,3) (n) (n)
+  const float *v_rgb, *v_acc, *v_depth;     // backward inputs
+  float *x, *v_val;                         // backward outputs per sample: position (n*S,3) and dL/dval (n*S,4)
+  float *v_o, *v_d;                         // backward, optional (n,3)
+  float *v_beta;                            // backward, optional (n): one term per ray
+};
+
+struct alignas(64) Splat {
+  float x, y, a, b, c, op;     // centre in pixels, conic, opacity
+  float smax, ex, ey, depth;   // ln(255 op), half extents in pixels, camera z
+  float col[3];
+  int32_t id;                  // body channel, or -1
+  float pad[2];
+};
+
+struct Project {
+  int n, W, H, sh_degree, K;   // sh_degree -1: colours are (n,3) as they are; else (n,K,3) coefficients
+  int n_ids, tiles_x, tiles_y;
+  float fx, fy, cx, cy, view[12], campos[3];
+  const float *means, *quats, *scales, *opacities, *colors;
+  const int64_t* ids;          // (n) or null
+  Splat* splats;
+  uint8_t* clamped;
+  int32_t* box;                // (n,4) tile range x0 y0 x1 y1; empty when culled
+};
+
+struct Raster {
+  int W, H, tiles_x, n_ids;
+  const Splat* splats;
+  const int64_t* tile_start;   // (tiles+1)
+  const int32_t* order;        // splat of each intersection, by tile and depth
+  float* final_T;              // (tiles,256) block layout
+  int32_t* last;               // (tiles,256)
+  float *out, *alpha;          // (H,W,4+n_ids) (H,W)
+  // backward
+  const float *v_out, *v_alpha;
+  const int32_t* box;
+  const int64_t* offset;       // (n+1) first slot of each splat
+  float* slots;                // (intersections,10)
+};
+
+struct ProjectGrad {
+  const float* slots;
+  const int64_t* offset;
+  float *means, *quats, *scales, *opacities, *colors;
+  double* view;                // 12 sums of this range
+};
+
+struct Kernels {
+  const char* name;
+  void (*grid_sample)(const GridView&, const float* x, int64_t b, int64_t e, float* val, float* grad);
+  void (*grid_scatter)(const GridView&, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data);
+  void (*grid_v_x)(const GridView&, const float* x, int64_t b, int64_t e, const float* v_val, const float* v_grad, float* v_x);
+  void (*grid_march)(const GridView&, const float* o, const float* d, int64_t b, int64_t e, float min_step, float band, float* t0,
+                     float* t1, float* phi_min);
+  void (*grid_extract)(const GridView&, int plane, float* f);
+  void (*grid_reg_flux)(int R, int plane, const float* f, float h, float w_eik, float w_lap, float band, float* flux, double* sums);
+  void (*grid_reg_gather)(int R, int plane, float scale, const float* flux, float* row, float* v_data);
+  void (*grid_blur_plane)(int R, int plane, const float* v_data, float* a, float* b);
+  void (*grid_blur_across)(int R, int plane, const float* a, float* b, float* v_data);
+  void (*grid_adam)(int64_t b, int64_t e, float* p, float* g, float* m, float* v, float lr_sdf, float lr_color, float b1, float b2, float c1, float c2, float eps);
+  void (*render_forward)(const RenderArgs&, int64_t b, int64_t e);
+  void (*render_backward)(const RenderArgs&, int64_t b, int64_t e);
+  void (*splat_project)(const Project&, int64_t b, int64_t e);
+  void (*splat_raster)(const Raster&, int tile);
+  void (*splat_raster_backward)(const Raster&, int tile);
+  void (*splat_project_backward)(const Project&, const ProjectGrad&, int64_t b, int64_t e);
+  void (*blur11)(const float* in, int W, int H, int y0, int y1, const float* taps, float* row, float* out, int axis);
+  void (*ssim_map)(const float* const* moments, int64_t b, int64_t e, float scale, float* d_m1, float* d_e11, float* d_e12,
+                   double* sum);
+};
+
+const Kernels& kernels();  // the best set this processor runs (HANDHOLD_ISA=base forces the baseline)
+
+}  // namespace hh
+
+#define HH_API extern "C" __attribute__((visibility("default")))

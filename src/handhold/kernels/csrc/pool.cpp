@@ -1,0 +1,94 @@
+#include "pool.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+namespace hh {
+namespace {
+
+struct Pool {
+  std::mutex busy;  // held by the caller whose job is running
+  std::mutex m;
+  std::condition_variable wake, done;
+  uint64_t job = 0;
+  int wanted = 0, running = 0, workers = 0;
+  Body body = nullptr;
+  void* arg = nullptr;
+  int64_t chunks = 0;
+  std::atomic<int64_t> next{0};
+  pid_t pid = getpid();
+
+  void drain() {
+    for (int64_t c; (c = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) body(arg, c);
+  }
+
+  void grow(int n) {  // called with `busy` held
+    try {
+      for (; workers < n; ++workers) {
+        std::lock_guard<std::mutex> lock(m);  // a new worker must see the job count of now, not 0
+        std::thread([this, i = workers, s = job] { worker(i, s); }).detach();
+      }
+    } catch (const std::system_error&) {  // no more threads to be had: go on with fewer
+    }
+  }
+
+  void worker(int index, uint64_t seen) {
+    std::unique_lock<std::mutex> lock(m);
+    for (;;) {
+      wake.wait(lock, [&] { return job != seen; });
+      seen = job;
+      if (index >= wanted) continue;
+      lock.unlock();
+      drain();
+      lock.lock();
+      if (--running == 0) done.notify_one();
+    }
+  }
+};
+
+std::atomic<Pool*> current{nullptr};
+std::mutex making;
+
+// Never destroyed: its threads may outlive static destruction. A forked child has none of the parent's threads, so it makes its own.
+Pool* pool() {
+  Pool* p = current.load(std::memory_order_acquire);
+  if (p && p->pid == getpid()) return p;
+  std::lock_guard<std::mutex> lock(making);
+  p = current.load(std::memory_order_acquire);
+  if (!p || p->pid != getpid()) current.store(p = new Pool, std::memory_order_release);
+  return p;
+}
+
+}  // namespace
+
+void run_chunks(int64_t chunks, int n_threads, Body body, void* arg) {
+  if (chunks <= 0) return;
+  if (n_threads > chunks) n_threads = static_cast<int>(chunks);
+  if (n_threads > 1) {
+    Pool* p = pool();
+    std::unique_lock<std::mutex> mine(p->busy, std::try_to_lock);
+    if (mine) {  // two callers at once: the second works alone rather than wait
+      p->grow(n_threads - 1);
+      {
+        std::lock_guard<std::mutex> lock(p->m);
+        p->body = body, p->arg = arg, p->chunks = chunks;
+        p->next.store(0, std::memory_order_relaxed);
+        p->wanted = p->running = n_threads - 1 < p->workers ? n_threads - 1 : p->workers;
+        ++p->job;
+      }
+      p->wake.notify_all();
+      p->drain();
+      std::unique_lock<std::mutex> lock(p->m);
+      p->done.wait(lock, [&] { return p->running == 0; });
+      return;
+    }
+  }
+  for (int64_t c = 0; c < chunks; ++c) body(arg, c);
+}
+
+}  // namespace hh

@@ -1,0 +1,250 @@
+"""Dense signed-distance + colour grid on a cube: lookup with normals, ray march, NeuS rendering, regularisers, Adam.
+
+Value and gradient of a trilinear grid are both linear in its entries, so one analytic backward serves losses on colour,
+normals and positions together. Gradients to the grid are added to `SdfGrid.grad`, never returned as a dense tensor.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _lib, grid_torch
+from ._lib import _LO, pointer, threads
+
+
+class SdfGrid:
+    """Owns a grid, its gradient buffer and its Adam state.
+
+    data, grad: (R,R,R,4): signed distance in metres, negative inside, and three raw colours (colour = sigmoid(raw)).
+    The grid covers the cube [lo, lo + (R-1) h] per axis; voxel (i,j,k) lies at lo + h (i,j,k).
+    """
+
+    def __init__(self, data: Tensor, lo, h: float, backend: str | None = None):
+        """data (R,R,R,4), or (R,R,R) with mid grey for colour, is copied; lo: 3 numbers; h: voxel size; in metres."""
+        if data.ndim == 3:
+            data = torch.stack([data, *(torch.zeros_like(data),) * 3], -1)
+        if data.ndim != 4 or data.shape[3] != 4 or len(set(data.shape[:3])) != 1 or data.shape[0] < 3:
+            raise ValueError(f"a grid is (R,R,R) or (R,R,R,4) with R >= 3, not {tuple(data.shape)}")
+        self.data = data.detach().clone(memory_format=torch.contiguous_format)
+        self.grad = torch.zeros_like(self.data)
+        self.h = float(h)
+        self.lo = torch.as_tensor(lo, dtype=data.dtype, device=data.device).detach().reshape(-1).expand(3).clone()
+        self.backend = _lib.resolve_backend(backend, self.data)
+        self.step = 0
+        self._m: Tensor | None = None
+        self._v: Tensor | None = None
+        self._tmp: Tensor | None = None
+        self._lo = _LO(*self.lo.tolist())
+        # Gives autograd something to differentiate when x itself needs no gradient.
+        self._anchor = torch.zeros((), dtype=data.dtype, device=data.device, requires_grad=True)
+
+    @property
+    def R(self) -> int:
+        return self.data.shape[0]
+
+    @property
+    def hi(self) -> Tensor:
+        """(3,) upper corner, metres."""
+        return self.lo + (self.R - 1) * self.h
+
+    def sample(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N,3) metres -> val (N,4), grad (N,3) of the distance. Outside the cube x is clamped to it.
+
+        Backward adds to `self.grad` and returns dL/dx with the second-order terms of `grad`.
+        """
+        return _Sample.apply(x, self, self._anchor)
+
+    def sample_sdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `sample` for x of shape (...,3), the distance alone: (...), (...,3)."""
+        val, grad = self.sample(x.reshape(-1, 3))
+        return val[:, 0].reshape(x.shape[:-1]), grad.reshape(x.shape)
+
+    @torch.no_grad()
+    def march(self, o: Tensor, d: Tensor, min_step: float, band: float) -> tuple[Tensor, Tensor, Tensor]:
+        """First passage of each ray through |sdf| < band.
+
+        o, d: (N,3) origin and unit direction. Returns t0, t1 (N,): the interval to sample, and phi_min (N,): the least
+        distance met. The passage ends where sdf < -band, or where sdf > band again after coming within 0.6 band. A ray
+        that meets no band gets a window of +-min_step at its closest approach; one that misses the cube, phi_min = 1e9.
+        """
+        n = len(o)
+        if self.backend == "torch":
+            return grid_torch.march(self.data, self.lo, self.h, o.detach(), d.detach(), min_step, band)
+        o, d = _flat(o), _flat(d)
+        t0, t1, phi = torch.empty(3, n).unbind(0)
+        _lib.lib().hh_grid_march(
+            n, pointer(o), pointer(d), pointer(self.data), self.R, self._lo, self.h, min_step, band,
+            pointer(t0), pointer(t1), pointer(phi), threads(),
+        )  # fmt: skip
+        return t0, t1, phi
+
+    def render(self, o: Tensor, d: Tensor, t: Tensor, beta: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
+        """NeuS volume rendering (NeurIPS 2021, eq. 13) of rays o + t d with S samples each.
+
+        o, d: (N,3); t: (N,S) increasing, S <= 256, no gradient; beta: logistic width in metres, scalar.
+        Returns rgb (N,3) premultiplied, acc (N,), depth (N,) = sum of weight * t (over acc: the expected depth).
+        Backward adds to `self.grad` and gives gradients to o, d and beta.
+        """
+        if not 2 <= t.shape[1] <= 256:
+            raise ValueError(f"render takes 2 to 256 samples per ray, not {t.shape[1]}")
+        beta = torch.as_tensor(beta, dtype=self.data.dtype, device=self.data.device)
+        return _Render.apply(o, d, beta, t, self, self._anchor)
+
+    @torch.no_grad()
+    def reg(self, w_eik: float, w_lap: float, band: float) -> tuple[float, float]:
+        """Adds the gradient of w_eik * eikonal + w_lap * smoothness to `self.grad`; returns both means, unweighted.
+
+        Means over inner voxels with |sdf| <= band of (|grad| - 1)^2 and (h Laplacian)^2.
+        """
+        if self.backend == "torch":
+            with torch.enable_grad():
+                f = self.data.detach().requires_grad_()
+                eik, lap = grid_torch.regularizers(f, self.h, band)
+                (g,) = torch.autograd.grad(w_eik * eik + w_lap * lap, f)
+            self.grad += g
+            return eik.item(), lap.item()
+        loss = torch.zeros(2, dtype=torch.float64)
+        _lib.lib().hh_grid_reg(
+            pointer(self.data), self.R, self._lo, self.h, w_eik, w_lap, band,
+            pointer(self.grad), pointer(self._scratch()), pointer(loss), threads(),
+        )  # fmt: skip
+        return loss[0].item(), loss[1].item()
+
+    @torch.no_grad()
+    def blur(self, iterations: int = 2) -> None:
+        """Smooth the distance channel of `self.grad` with [1 2 1]/4 per axis: a Sobolev preconditioner."""
+        if iterations < 1:
+            return
+        if self.backend == "torch":
+            self.grad[..., 0] = grid_torch.blur(self.grad[..., 0], iterations)
+        else:
+            _lib.lib().hh_grid_blur(pointer(self.grad), self.R, pointer(self._scratch()), iterations, threads())
+
+    @torch.no_grad()
+    def adam(
+        self, lr_sdf: float, lr_color: float, betas: tuple[float, float] = (0.9, 0.99), rel_eps: float = 0.3
+    ) -> None:
+        """One Adam step on voxels with a gradient, then `self.grad` is zero again.
+
+        rel_eps: epsilon of the distance channel, as a fraction of the grid's rms gradient: weakly seen voxels stay put.
+        """
+        self.step += 1
+        if self._m is None:
+            self._m, self._v = torch.zeros_like(self.data), torch.zeros_like(self.data)
+        if self.backend == "torch":
+            flat = [t.view(-1, 4) for t in (self.data, self.grad, self._m, self._v)]
+            grid_torch.adam(*flat, lr_sdf, lr_color, *betas, self.step, rel_eps)
+        else:
+            _lib.lib().hh_grid_adam(
+                self.R**3, pointer(self.data), pointer(self.grad), pointer(self._m), pointer(self._v),
+                lr_sdf, lr_color, *betas, self.step, rel_eps, threads(),
+            )  # fmt: skip
+
+    def zero_grad(self) -> None:
+        self.grad.zero_()
+
+    @torch.no_grad()
+    def upsampled(self, R: int) -> SdfGrid:
+        """The same cube at resolution R, trilinear; Adam state starts anew."""
+        f = self.data.permute(3, 0, 1, 2)[None]
+        f = torch.nn.functional.interpolate(f, size=(R, R, R), mode="trilinear", align_corners=True)
+        return SdfGrid(f[0].permute(1, 2, 3, 0), self.lo, self.h * (self.R - 1) / (R - 1), self.backend)
+
+    def _scratch(self) -> Tensor:
+        if self._tmp is None:
+            self._tmp = torch.empty(5 * self.R**3)
+        return self._tmp
+
+
+def _flat(t: Tensor) -> Tensor:
+    return t.detach().to(torch.float32).contiguous()
+
+
+def _dense(grad: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if grad is None else grad.contiguous()
+
+
+class _Sample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, grid, anchor):
+        ctx.grid = grid
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x)
+        if grid.backend == "torch":
+            return grid_torch.sample(grid.data, grid.lo, grid.h, x)
+        p, n = _flat(x), len(x)
+        val, grad = torch.empty(n, 4), torch.empty(n, 3)
+        _lib.lib().hh_grid_sample(
+            n, pointer(p), pointer(grid.data), grid.R, grid._lo, grid.h, pointer(val), pointer(grad), threads()
+        )
+        return val, grad
+
+    @staticmethod
+    def backward(ctx, v_val, v_grad):
+        grid, (x,) = ctx.grid, ctx.saved_tensors
+        if v_val is None and v_grad is None:
+            return None, None, None
+        wants_x = ctx.needs_input_grad[0]
+        if grid.backend == "torch":
+            with torch.enable_grad():
+                f, p = grid.data.detach().requires_grad_(), x.detach().requires_grad_()
+                val, grad = grid_torch.sample(f, grid.lo, grid.h, p)
+                pairs = [(a, b) for a, b in ((val, v_val), (grad, v_grad)) if b is not None]
+                gf, gx = torch.autograd.grad([a for a, _ in pairs], [f, p], [b for _, b in pairs], allow_unused=True)
+            if gf is not None:
+                grid.grad += gf
+            return (gx if wants_x else None), None, torch.zeros_like(grid._anchor)
+        p, n = _flat(x), len(x)
+        v_val = x.new_zeros(n, 4) if v_val is None else v_val.contiguous()
+        v_grad = None if v_grad is None else v_grad.contiguous()
+        v_x = torch.empty(n, 3) if wants_x else None
+        _lib.lib().hh_grid_backward(
+            n, pointer(p), pointer(grid.data), grid.R, grid._lo, grid.h, pointer(v_val), pointer(v_grad),
+            pointer(grid.grad), pointer(v_x), threads(),
+        )  # fmt: skip
+        return v_x, None, torch.zeros_like(grid._anchor)
+
+
+class _Render(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, o, d, beta, t, grid, anchor):
+        ctx.grid = grid
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(o, d, beta, t)
+        if grid.backend == "torch":
+            return grid_torch.render(grid.data, grid.lo, grid.h, o, d, t, beta)
+        n, S = t.shape
+        o, d, t = _flat(o), _flat(d), _flat(t)
+        rgb, acc, depth = torch.empty(n, 3), torch.empty(n), torch.empty(n)
+        _lib.lib().hh_render_forward(
+            n, S, pointer(o), pointer(d), pointer(t), pointer(grid.data), grid.R, grid._lo, grid.h, float(beta),
+            pointer(rgb), pointer(acc), pointer(depth), threads(),
+        )  # fmt: skip
+        return rgb, acc, depth
+
+    @staticmethod
+    def backward(ctx, v_rgb, v_acc, v_depth):
+        grid, (o, d, beta, t) = ctx.grid, ctx.saved_tensors
+        wants_ray, wants_beta = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        n, S = t.shape
+        v_rgb, v_acc, v_depth = _dense(v_rgb, o), _dense(v_acc, o[:, 0]), _dense(v_depth, o[:, 0])
+        if grid.backend == "torch":
+            with torch.enable_grad():
+                inputs = [a.detach().requires_grad_() for a in (grid.data, o, d, beta)]
+                f, oo, dd, bb = inputs
+                out = grid_torch.render(f, grid.lo, grid.h, oo, dd, t, bb)
+                gf, go, gd, gb = torch.autograd.grad(out, inputs, [v_rgb, v_acc, v_depth])
+            grid.grad += gf
+            return go, gd, gb if wants_beta else None, None, None, torch.zeros_like(grid._anchor)
+        o, d, t = _flat(o), _flat(d), _flat(t)
+        v_o, v_d = (torch.empty_like(o), torch.empty_like(d)) if wants_ray else (None, None)
+        v_beta = torch.empty(n) if wants_beta else None
+        scratch = torch.empty(7 * n * S)
+        _lib.lib().hh_render_backward(
+            n, S, pointer(o), pointer(d), pointer(t), pointer(grid.data), grid.R, grid._lo, grid.h, float(beta),
+            pointer(v_rgb), pointer(v_acc), pointer(v_depth), pointer(grid.grad), pointer(v_o), pointer(v_d),
+            pointer(v_beta), pointer(scratch), threads(),
+        )  # fmt: skip
+        gb = v_beta.sum(dtype=torch.float64).to(beta.dtype).reshape(beta.shape) if wants_beta else None
+        return v_o, v_d, gb, None, None, torch.zeros_like(grid._anchor)

@@ -1,0 +1,107 @@
+"""A signed-distance grid of an unknown object, from silhouettes to a coloured surface.
+
+`visual_hull` starts it, `surface` ends it; what happens between (photometric refinement together with the poses) is
+`handhold.tracking.object`. The grid and its kernels are `handhold.kernels.grid.SdfGrid`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from scipy import ndimage
+from skimage import measure
+
+from ..kernels.grid import SdfGrid
+from ..scene import Mesh
+
+
+@dataclass(frozen=True)
+class View:
+    """What one frame says about the object."""
+
+    cam_from_object: np.ndarray  # (4,4)
+    inside: np.ndarray  # (H,W) bool, object seen
+    unknown: np.ndarray  # (H,W) bool, something may hide the object here
+    weight: float = 1.0
+    occluder_depth: np.ndarray | None = None  # (H,W) depth of a known occluder (the hand), inf where none
+
+
+def visual_hull(views: list[View], K: np.ndarray, resolution: int, lo: np.ndarray, h: float, quantile: float = 0.9, min_share: float = 0.4) -> torch.Tensor:
+    """Signed distance (R,R,R) of the silhouettes' common inside, negative inside.
+
+    Per view the 2D distance to the silhouette (object or unknown) is scaled by depth over focal length; over views the given
+    weighted quantile is taken instead of the maximum, because poses and masks are not exact. A point nearer than a known
+    occluder that covers its pixel would have been seen, so it is outside.
+    """
+    axes = [lo[k] + h * np.arange(resolution) for k in range(3)]
+    x = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    values, weights = np.empty((len(views), len(x)), np.float32), np.array([v.weight for v in views], np.float32)
+    seen, hidden = np.zeros(len(x), np.float32), np.full(len(x), 1e-3, np.float32)
+    for i, v in enumerate(views):
+        solid = v.inside | v.unknown
+        outside_px = cv2.distanceTransform((~solid).astype(np.uint8), cv2.DIST_L2, 5)
+        inside_px = cv2.distanceTransform(solid.astype(np.uint8), cv2.DIST_L2, 5)
+        signed = np.where(solid, 0.5 - inside_px, outside_px - 0.5).astype(np.float32)
+        c = x @ v.cam_from_object[:3, :3].T + v.cam_from_object[:3, 3]
+        z = np.maximum(c[:, 2], 1e-6)
+        px = np.stack([K[0, 0] * c[:, 0] / z + K[0, 2], K[1, 1] * c[:, 1] / z + K[1, 2]], -1).astype(np.float32)
+        # remap takes images, not lists: fold the points into one
+        map_x, map_y = (np.clip(px[:, k] - 0.5, -1e4, 1e4).reshape(-1, resolution) for k in range(2))
+        s = cv2.remap(signed, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).ravel() * z / K[0, 0]
+        height, width = solid.shape
+        off = (px[:, 0] < 0) | (px[:, 1] < 0) | (px[:, 0] > width) | (px[:, 1] > height)
+        s[off] = np.minimum(s[off], -h)  # the frame's border hides what lies beyond it
+        at = np.clip(np.floor(px).astype(int), 0, [width - 1, height - 1])
+        visible = ~off & v.inside[at[:, 1], at[:, 0]]
+        seen += v.weight * visible
+        hidden += v.weight * (~off & ~visible & v.unknown[at[:, 1], at[:, 0]])
+        if v.occluder_depth is not None:
+            d = cv2.remap(v.occluder_depth.astype(np.float32), map_x, map_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=np.inf).ravel()
+            s = np.where(np.isfinite(d), np.maximum(s, np.minimum(d - z, 4 * h)), s)
+        values[i] = s
+    phi = _weighted_quantile(values, weights, quantile)
+    share = ndimage.gaussian_filter((seen / (seen + hidden)).reshape(resolution, resolution, resolution), 0.7).ravel()
+    phi = np.maximum(phi, 20 * h * (min_share - share))
+    return torch.from_numpy(phi.reshape(resolution, resolution, resolution))
+
+
+def _weighted_quantile(values: np.ndarray, weights: np.ndarray, q: float) -> np.ndarray:
+    order = np.argsort(values, 0)
+    cumulative = np.cumsum(weights[order], 0)
+    at = (cumulative >= q * weights.sum() - 1e-6).argmax(0)
+    return np.take_along_axis(values, np.take_along_axis(order, at[None], 0), 0)[0].astype(np.float32)
+
+
+def surface(grid: SdfGrid, largest_only: bool = True) -> tuple[Mesh, list[str]]:
+    """Watertight coloured mesh of the zero set by marching cubes, outward faces, capped at the grid's border.
+
+    Returns the mesh (in the grid's frame and units) and notes on what was dropped.
+    """
+    data = grid.data.detach().cpu().numpy().astype(np.float64)
+    phi = np.pad(data[..., 0], 1, constant_values=grid.h)  # the border is outside: open surfaces are capped there
+    if not (phi < 0).any():
+        return Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)), ["the object's volume is empty"]
+    notes = []
+    if largest_only:
+        comp, k = ndimage.label(phi < 0)
+        if k > 1:
+            size = ndimage.sum_labels(phi < 0, comp, np.arange(1, k + 1))
+            keep = 1 + int(size.argmax())
+            dropped = float(1 - size.max() / size.sum())
+            if dropped > 0.001:
+                notes.append(f"dropped {k - 1} loose pieces, {100 * dropped:.1f} % of the volume")
+            phi = np.where((comp > 0) & (comp != keep), grid.h * 0.5, phi)
+        # no cavities: what is enclosed cannot have been seen
+        empty, k = ndimage.label(phi >= 0)
+        if k > 1:
+            outside = empty[0, 0, 0]
+            phi = np.where((empty > 0) & (empty != outside), -grid.h * 0.5, phi)
+    v, f, _, _ = measure.marching_cubes(phi, 0.0, gradient_direction="ascent")
+    lo = grid.lo.cpu().numpy().astype(np.float64)
+    x = (v - 1) * grid.h + lo
+    with torch.no_grad():
+        val, _ = grid.sample(torch.from_numpy(x.astype(np.float32)))
+    return Mesh(x.astype(np.float32), f.astype(np.int32), torch.sigmoid(val[:, 1:]).numpy().astype(np.float32)), notes

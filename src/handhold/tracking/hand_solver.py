@@ -1,0 +1,489 @@
+"""Least squares on the hand model's parameters with analytic Jacobians: the machinery under `tracking.grasp`.
+
+A hand state is 61 numbers on a manifold: 48 rotation increments (16 joints, each in its own frame: flexion, abduction,
+twist; the wrist about the axes of the hand), the wrist's translation, 10 shape coefficients. Joints depend on it through
+closed-form derivatives, so one Gauss-Newton step for many hypotheses at once costs milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..geometry import rigid
+from ..hand import HandModel, PosedHand
+from ..hand import joints as jt
+
+F64 = torch.float64
+N_ROT, N_HAND = 48, 51  # rotation increments; with translation
+SHAPE = slice(51, 61)
+
+# Rotation vectors of the fifteen finger joints of a hand that holds something, away from the open rest pose, in the
+# joints' own frames (flexion, abduction, twist), radians: mean and standard deviation. Broad where anatomy is free.
+_PRIOR = {
+    "1": ((0.30, 0.0, 0.0), (0.50, 0.13, 0.06)),
+    "2": ((0.40, 0.0, 0.0), (0.50, 0.03, 0.03)),
+    "3": ((0.25, 0.0, 0.0), (0.40, 0.03, 0.03)),
+    "thumb1": ((0.15, 0.1, 0.1), (0.35, 0.40, 0.30)),
+    "thumb2": ((0.10, 0.0, 0.0), (0.35, 0.10, 0.08)),
+    "thumb3": ((0.15, 0.0, 0.0), (0.45, 0.03, 0.03)),
+}
+
+
+def pose_prior(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (15,3) of the finger joints' angles in a grasp."""
+    rows = [_PRIOR.get(n, _PRIOR[n[-1]]) for n in jt.MANO_NAMES[1:]]
+    return torch.tensor([r[0] for r in rows], dtype=dtype), torch.tensor([r[1] for r in rows], dtype=dtype)
+
+
+def _owners() -> tuple[list[int], Tensor]:
+    """Bone that carries each OpenPose landmark (the one that ends at it), and (21,16): which joints' turns move it."""
+    bone = [0] + [max(p, 0) for p in jt.MANO_PARENTS[1:]] + list(jt.MANO_TIP_PARENTS)
+    owner = [bone[m] for m in jt.OPENPOSE_FROM_MANO]
+    reach = torch.zeros(21, 16, dtype=F64)
+    for i, k in enumerate(owner):
+        while k >= 0:
+            reach[i, k] = 1.0
+            k = jt.MANO_PARENTS[k]
+    return owner, reach
+
+
+OWNER, REACH = _owners()
+
+# Where a landmark network means another point than the model's joint: millimetres, right hand, in the rest axes of the
+# bone that ends at the joint (fingers -x, back of the hand +y, thumb side +z). Measured for MediaPipe's network against
+# the open hand on seven rendered clips, visible joints only; between clips it varies by 1-3 mm. Unmeasured ones are zero.
+_MEDIAPIPE_MM = (
+    (0, 0, 0), (10, -8, 4), (4, 3, 5), (0, 0, 0), (0, 0, 0),
+    (10, 2, -3), (1, -4, -1), (0, -6, 0), (4, 3, -1),
+    (6, 2, 1), (-2, -1, 2), (0, -3, 1), (5, -2, 1),
+    (4, 1, 1), (-2, -5, -1), (-3, -6, -1), (5, -1, 3),
+    (6, 1, 3), (-1, -2, -1), (-2, -5, -1), (3, -4, 2),
+)  # fmt: skip
+
+
+def landmark_offsets(model: HandModel) -> Tensor:
+    """(21,3) metres from the model's joints to MediaPipe's landmarks; zero for models it was not measured on."""
+    if not model.name.startswith("open_hand"):
+        return torch.zeros(21, 3, dtype=F64)
+    return 1e-3 * torch.tensor(_MEDIAPIPE_MM, dtype=F64) * (torch.tensor([-1.0, 1, 1]) if model.side == "left" else 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class HandState:
+    """S hands. Rotations are absolute (no pose mean), the first places the hand in its frame."""
+
+    rot: Tensor  # (S,16,3,3)
+    transl: Tensor  # (S,3) metres, the model's own convention
+    betas: Tensor  # (S,10)
+    log_scale: Tensor  # (S,) metres per unit of the frame that carries the hand
+
+    def __getitem__(self, i) -> HandState:
+        return HandState(self.rot[i], self.transl[i], self.betas[i], self.log_scale[i])
+
+    def retract(self, step: Tensor, frames: Tensor) -> HandState:
+        """Move along step (S,62) = rotations, translation, betas, log scale."""
+        w = step[:, :N_ROT].reshape(-1, 16, 3)
+        w = torch.cat([w[:, :1], torch.einsum("kca,ska->skc", frames, w[:, 1:])], 1)
+        return HandState(
+            self.rot @ rigid.so3_exp(w),
+            self.transl + step[:, 48:51],
+            self.betas + step[:, SHAPE],
+            self.log_scale + step[:, 61],
+        )
+
+    def angles(self, frames: Tensor) -> Tensor:
+        """(S,15,3) flexion, abduction, twist."""
+        return torch.einsum("kca,skc->ska", frames, rigid.so3_log(self.rot[:, 1:]))
+
+
+def landmark_points(posed: PosedHand, offset: Tensor) -> Tensor:
+    """(S,21,3) the points a landmark network looks for: the joints, moved by offset (21,3) in their bones' axes."""
+    return posed.joints + (posed.global_rotations[:, OWNER] @ offset[..., None])[..., 0]
+
+
+def joints_and_jacobian(model: HandModel, state: HandState, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Landmark points (S,21,3), OpenPose order, and their derivative (S,21,3,61) by rotations, translation, betas."""
+    posed = model.with_shape(state.betas).with_pose(state.rot, state.transl)
+    y, a, p = landmark_points(posed, offset), posed.global_rotations, posed.mano_joints
+    axes = torch.cat([a[:, :1], a[:, 1:] @ model.joint_frames], 1)  # (S,16,3,3) columns: axes of the increments
+    arm = y[:, :, None] - p[:, None]  # (S,21,16,3)
+    turn = torch.linalg.cross(axes.mT[:, None].expand(-1, 21, -1, -1, -1), arm[:, :, :, None].expand(-1, -1, -1, 3, -1), dim=-1)
+    turn = turn * REACH.to(y)[:, :, None, None]
+    s = len(y)
+    jd = model.joint_bases[1]
+    shape: list[Tensor] = []
+    for j, up in enumerate(model.parents):
+        shape.append(jd[j].expand(s, 3, -1) if up < 0 else shape[up] + a[:, up] @ (jd[j] - jd[up]))
+    for tip, up in zip(model.tip_ids.tolist(), jt.MANO_TIP_PARENTS, strict=True):
+        shape.append(shape[up] + a[:, up] @ (model.shapedirs[tip] - jd[up]))
+    by_shape = torch.stack([shape[m] for m in jt.OPENPOSE_FROM_MANO], 1)
+    by_transl = torch.eye(3, dtype=y.dtype).expand(s, 21, 3, 3)
+    return y, torch.cat([turn.reshape(s, 21, N_ROT, 3).mT, by_transl, by_shape], -1)
+
+
+def geman_mcclure(r2: Tensor) -> tuple[Tensor, Tensor]:
+    """rho = r2 / (1 + r2) and its weight d rho / d r2, for squared residuals in units of the scale."""
+    w = 1 / (1 + r2)
+    return r2 * w, w * w
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What N frames say, in the camera, about each of S hands (B = 1: the same frames for all, else B = S)."""
+
+    K: Tensor  # (3,3)
+    offset: Tensor  # (21,3) from the model's joints to the points these landmarks mean, see `landmark_points`
+    rot: Tensor  # (B,N,3,3) camera from carrier (the object, or the camera itself), rotation
+    t: Tensor  # (B,N,3) translation in the carrier's units
+    points: Tensor  # (B,N,21,2) pixels
+    weight: Tensor  # (B,N,21) >= 0, zero where nothing was found
+    size: Tensor  # (B,N) pixels per 0.1 m of hand: residuals are judged against it
+    points3d: Tensor  # (B,N,21,3) metres up to scale, about their mean, axes of the camera (ray-corrected)
+    weight3d: Tensor  # (B,N,21)
+
+    def map(self, f) -> Evidence:
+        """The same function on every per-frame tensor."""
+        return Evidence(self.K, self.offset, *(f(getattr(self, k)) for k in list(self.__dataclass_fields__)[2:]))
+
+    def frames(self, rows: Tensor) -> Evidence:
+        """Only some frames, for all hands."""
+        return self.map(lambda x: x[:, rows])
+
+    def apart(self) -> Evidence:
+        """One hand per frame: (1,N) -> (N,1)."""
+        return self.map(lambda x: x.transpose(0, 1))
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Scales and weights of the terms."""
+
+    sigma: float = 0.07  # of the hand's apparent size (60 px across in a 480-pixel clip: 4 px)
+    sigma3d: float = 0.02  # metres
+    weight2d: float = 1.0
+    weight3d: float = 0.3
+    prior: float = 1.0
+    limits: float = 40.0  # 1/rad
+    betas: float = 1.0
+    near: float = 0.25  # metres: wrist to the object's middle
+
+
+def ray_rotation(points: Tensor, K: Tensor) -> Tensor:
+    """(N,3,3) rotation from the optical axis to the ray through the mean of the points (N,21,2).
+
+    Landmark regressors see a crop as if it lay on the optical axis; this turns their 3D output to the true camera.
+    """
+    mid = points.mean(-2)
+    ray = torch.stack([(mid[:, 0] - K[0, 2]) / K[0, 0], (mid[:, 1] - K[1, 2]) / K[1, 1], torch.ones_like(mid[:, 0])], -1)
+    ray = torch.nn.functional.normalize(ray, dim=-1)
+    z = torch.tensor([0.0, 0.0, 1.0], dtype=ray.dtype)
+    axis = torch.linalg.cross(z.expand_as(ray), ray)
+    s = axis.norm(dim=-1, keepdim=True)
+    angle = torch.atan2(s, ray[:, 2:])
+    return rigid.so3_exp(axis / s.clamp_min(1e-12) * angle)
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """Normal equations of S hypotheses."""
+
+    cost: Tensor  # (S,)
+    H: Tensor  # (S,62,62)
+    g: Tensor  # (S,62)
+
+
+def assemble(
+    model: HandModel, state: HandState, ev: Evidence, terms: Terms, share: Tensor, centre: Tensor | None, jacobian: bool = True
+) -> System:
+    """Cost and normal equations of one grasp per hypothesis over all frames.
+
+    share (S,N): how much each frame counts for each hypothesis (windows); centre (3,) the object's middle in its own
+    units, or None.
+    """
+    s = len(state.rot)
+    y, D = joints_and_jacobian(model, state, ev.offset)
+    scale = state.log_scale.exp()
+    moved = scale[:, None, None] * ev.t  # (S,N,3)
+    cam = y[:, None] @ ev.rot.mT + moved[:, :, None]
+    z = cam[..., 2].clamp_min(0.02)
+    f = torch.stack([ev.K[0, 0], ev.K[1, 1]])
+    pix = cam[..., :2] / z[..., None] * f + ev.K[:2, 2]
+    unit = (terms.sigma * ev.size)[..., None]
+    r = (pix - ev.points) / unit[..., None]
+    r2 = r.square().sum(-1) + 100.0 * (cam[..., 2] < 0.02)
+    rho, w = geman_mcclure(r2)
+    base = terms.weight2d * share[:, :, None] * ev.weight
+    cost = (base * rho).sum((1, 2))
+    w = base * w
+
+    # 3D landmarks, about their mean; the model is scaled to each frame's landmarks, never the other way round: a residual
+    # that shrinks with the hand would shrink the hand, and the object's scale with it
+    y0 = y - y.mean(1, keepdim=True)
+    local = ev.points3d @ ev.rot  # in the carrier's axes
+    fit = (y0[:, None] * local).sum((2, 3)) / y0.square().sum((1, 2))[:, None]
+    fit = fit.clamp(0.6, 1.6)[..., None]
+    base3 = terms.weight3d * share[:, :, None] * ev.weight3d
+    for _ in range(2):
+        q = (fit[..., None] * y0[:, None] - local) / terms.sigma3d
+        rho3, w3 = geman_mcclure(q.square().sum(-1))
+        num = (w3[..., None] * y0[:, None] * local).sum((2, 3))
+        fit = (num / (w3 * y0.square().sum(-1)[:, None]).sum(2).clamp_min(1e-12)).clamp(0.6, 1.6)[..., None]
+    cost = cost + (base3 * rho3).sum((1, 2))
+    w3 = base3 * w3
+
+    frames = model.joint_frames
+    angle = state.angles(frames)
+    mean, std = (x.to(angle) for x in pose_prior())
+    lim = torch.tensor(jt.LIMITS, dtype=angle.dtype)
+    over = (angle - lim[..., 1]).clamp_min(0) - (lim[..., 0] - angle).clamp_min(0)
+    cost = cost + 0.5 * terms.prior * ((angle - mean) / std).square().sum((1, 2))
+    cost = cost + 0.5 * terms.limits * over.square().sum((1, 2)) * 10
+    cost = cost + 0.5 * terms.betas * state.betas.square().sum(1)
+    off = None
+    if centre is not None:
+        off = (y.mean(1) - scale[:, None] * centre) / terms.near
+        cost = cost + 0.5 * off.square().sum(1)
+    if not jacobian:
+        return System(cost, cost, cost)
+
+    # 2D: derivative by (joint in the carrier, log scale) is 2x4 per frame and joint; frames add up per joint
+    P = torch.zeros(*cam.shape[:-1], 2, 3, dtype=y.dtype)
+    P[..., 0, 0], P[..., 1, 1] = f[0] / z, f[1] / z
+    P[..., :, 2] = -cam[..., :2] / z[..., None] ** 2 * f
+    A = torch.cat([P @ ev.rot[:, :, None], P @ moved[:, :, None, :, None]], -1) / unit[..., None, None]
+    Hj = 2 * torch.einsum("snj,snjra,snjrb->sjab", w, A, A)
+    gj = 2 * torch.einsum("snj,snjra,snjr->sja", w, A, r)
+    D4 = torch.zeros(s, 21, 4, 62, dtype=y.dtype)
+    D4[:, :, :3, :61] = D
+    D4[:, :, 3, 61] = 1
+    H = D4.reshape(s, 84, 62).mT @ (Hj @ D4).reshape(s, 84, 62)
+    g = (D4.reshape(s, 84, 62).mT @ gj.reshape(s, 84, 1))[..., 0]
+    D0 = D - D.mean(1, keepdim=True)
+    h3 = 2 * (w3 * fit**2).sum(1) / terms.sigma3d**2  # (S,21)
+    g3 = 2 * torch.einsum("snj,snja->sja", w3 * fit, q) / terms.sigma3d
+    flat = D0.reshape(s, 63, 61)
+    H[:, :61, :61] += flat.mT @ (flat * h3.repeat_interleave(3, 1)[..., None])
+    g[:, :61] += (flat * g3.reshape(s, 63, 1)).sum(1)
+
+    Jr = torch.linalg.inv(rigid.right_jacobian(angle))  # angles by increments
+    curve = torch.diag_embed(terms.prior / std**2 + 10 * terms.limits * (over != 0))
+    blocks = Jr.mT @ curve @ Jr
+    down = (Jr.mT @ (terms.prior * (angle - mean) / std**2 + 10 * terms.limits * over)[..., None])[..., 0]
+    for k in range(15):
+        at = slice(3 + 3 * k, 6 + 3 * k)
+        H[:, at, at] += blocks[:, k]
+    g[:, 3:48] += down.reshape(s, 45)
+    H[:, SHAPE, SHAPE] += terms.betas * torch.eye(10, dtype=y.dtype)
+    g[:, SHAPE] += terms.betas * state.betas
+    if off is not None:
+        C = torch.cat([D.mean(1), -(scale[:, None] * centre)[..., None]], -1) / terms.near
+        H = H + C.mT @ C
+        g = g + (C.mT @ off[..., None])[..., 0]
+    return System(cost, H, g)
+
+
+def minimise(
+    model: HandModel,
+    state: HandState,
+    ev: Evidence,
+    terms: Terms,
+    share: Tensor,
+    centre: Tensor | None = None,
+    iterations: int = 40,
+    free: Tensor | None = None,
+) -> tuple[HandState, Tensor]:
+    """Levenberg-Marquardt on all hypotheses side by side. free (62,) bool: parameters that may move. Returns states, costs."""
+    free = torch.ones(62, dtype=torch.bool) if free is None else free
+    lam = torch.full((len(state.rot),), 1e-3, dtype=state.transl.dtype)
+    sys = assemble(model, state, ev, terms, share, centre)
+    for _ in range(iterations):
+        H = sys.H[:, free][:, :, free]
+        d = H.diagonal(dim1=1, dim2=2)
+        damp = torch.diag_embed(lam[:, None] * (d + 1e-3 * d.amax(1, keepdim=True)) + 1e-9)
+        part, info = torch.linalg.cholesky_ex(H + damp)
+        step = torch.zeros_like(sys.g)
+        solved = torch.cholesky_solve(-sys.g[:, free][..., None], part)[..., 0]
+        step[:, free] = torch.where((info == 0)[:, None], solved, torch.zeros_like(solved))
+        size = step[:, :N_ROT].abs().amax(1).clamp_min(1e-12)
+        step = step * (0.7 / size).clamp_max(1.0)[:, None]
+        trial = state.retract(step, model.joint_frames)
+        new = assemble(model, trial, ev, terms, share, centre)
+        better = (new.cost < sys.cost) & (info == 0)
+        gain = ((sys.cost - new.cost) / sys.cost.clamp_min(1e-9))[better]
+        pick = lambda a, b: torch.where(better.reshape(-1, *[1] * (a.dim() - 1)), a, b)  # noqa: E731,B023
+        state = HandState(*(pick(getattr(trial, k), getattr(state, k)) for k in ("rot", "transl", "betas", "log_scale")))
+        sys = System(pick(new.cost, sys.cost), pick(new.H, sys.H), pick(new.g, sys.g))
+        lam = torch.where(better, lam * 0.3, lam * 6).clamp(1e-7, 1e6)
+        if (len(gain) == 0 and bool((lam > 1e4).all())) or (len(gain) and bool(better.all()) and float(gain.max()) < 1e-6):
+            break
+    return state, sys.cost
+
+
+def minimise_shared(
+    model: HandModel, state: HandState, ev: Evidence, terms: Terms, share: Tensor, centre: Tensor | None, iterations: int = 20
+) -> tuple[HandState, Tensor, float]:
+    """W hands (windows) with their own pose and placement but one shape and one scale, solved together.
+
+    Returns the states, their costs (W,), and the standard deviation of the log scale from the curvature at the optimum.
+    """
+    w = len(state.rot)
+    terms = replace(terms, betas=terms.betas / w)
+    own = torch.arange(w * N_HAND).reshape(w, N_HAND)
+    index = torch.cat([own, (w * N_HAND + torch.arange(11)).expand(w, 11)], 1)  # (W,62) into the joint system
+    n = w * N_HAND + 11
+    sys, lam = assemble(model, state, ev, terms, share, centre), 1e-3
+
+    def joint(sys: System) -> tuple[Tensor, Tensor]:
+        H, g = torch.zeros(n * n, dtype=F64), torch.zeros(n, dtype=F64)
+        H.index_add_(0, (index[:, :, None] * n + index[:, None, :]).flatten(), sys.H.flatten())
+        return H.reshape(n, n), g.index_add_(0, index.flatten(), sys.g.flatten())
+
+    H, g = joint(sys)
+    for _ in range(iterations):
+        step = torch.linalg.solve(H + torch.diag(lam * H.diagonal() + 1e-9), -g)[index].clamp(-0.5, 0.5)
+        trial = state.retract(step, model.joint_frames)
+        new = assemble(model, trial, ev, terms, share, centre)
+        if new.cost.sum() < sys.cost.sum():
+            small = float(sys.cost.sum() - new.cost.sum()) < 1e-6 * float(sys.cost.sum())
+            state, sys, lam = trial, new, lam * 0.3
+            H, g = joint(sys)
+            if small:
+                break
+        else:
+            lam *= 8
+            if lam > 1e5:
+                break
+    variance = torch.linalg.inv(H + 1e-9 * torch.eye(n, dtype=F64))[-1, -1]
+    return orthonormal(state), sys.cost, float(variance.clamp_min(0).sqrt())
+
+
+@dataclass(frozen=True, eq=False)
+class Smoothness:
+    """How a hand moves from frame to frame and away from a reference: standard deviations."""
+
+    turn: Tensor  # (48,) radians per frame: the wrist's three, then flexion, abduction, twist of each joint
+    shift: float  # metres per frame
+    link: Tensor  # (F-1,) bool: False where the motion may jump (a regrasp)
+    reference: HandState | None = None  # F states to stay close to
+    pull: Tensor | None = None  # (F,51) standard deviations from the reference
+
+
+def _difference(a: HandState, b: HandState, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """b minus a on the manifold, (S,51), and the derivative (S,16,3,3) of its rotation part by b's increments."""
+    w = rigid.so3_log(a.rot.mT @ b.rot)
+    w = torch.cat([w[:, :1], torch.einsum("kca,skc->ska", frames, w[:, 1:])], 1)
+    return torch.cat([w.flatten(1), b.transl - a.transl], 1), torch.linalg.inv(rigid.right_jacobian(w))
+
+
+def _blocks(j: Tensor) -> Tensor:
+    """(S,16,3,3) rotation blocks and a unit translation block -> (S,51,51)."""
+    out = torch.zeros(len(j), N_HAND, N_HAND, dtype=j.dtype)
+    for k in range(16):
+        out[:, 3 * k : 3 * k + 3, 3 * k : 3 * k + 3] = j[:, k]
+    out[:, 48:, 48:] = torch.eye(3, dtype=j.dtype)
+    return out
+
+
+def _motion(state: HandState, smooth: Smoothness, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cost, diagonal blocks (F,51,51), lower blocks (F-1,51,51) and gradient (F,51) of the smoothness terms."""
+    f = len(state.rot)
+    inv = torch.cat([smooth.turn, torch.full((3,), smooth.shift, dtype=F64)]) ** -2
+    d, jb = _difference(state[:-1], state[1:], frames)
+    w = inv * smooth.link[:, None]
+    cost = 0.5 * (w * d * d).sum()
+    Jb = _blocks(jb)
+    Ja = -_blocks(jb.mT)
+    diag, grad = torch.zeros(f, N_HAND, N_HAND, dtype=F64), torch.zeros(f, N_HAND, dtype=F64)
+    diag[:-1] += Ja.mT @ (w[..., None] * Ja)
+    diag[1:] += Jb.mT @ (w[..., None] * Jb)
+    lower = Jb.mT @ (w[..., None] * Ja)
+    grad[:-1] += (Ja.mT @ (w * d)[..., None])[..., 0]
+    grad[1:] += (Jb.mT @ (w * d)[..., None])[..., 0]
+    if smooth.reference is not None:
+        e, je = _difference(smooth.reference, state, frames)
+        J, w = _blocks(je), smooth.pull**-2
+        cost = cost + 0.5 * (w * e * e).sum()
+        diag += J.mT @ (w[..., None] * J)
+        grad += (J.mT @ (w * e)[..., None])[..., 0]
+    return cost, diag, lower, grad
+
+
+def _solve_chain(diag: Tensor, lower: Tensor, rhs: Tensor) -> Tensor:
+    """Solve a block-tridiagonal symmetric positive system: (F,n,n), (F-1,n,n), (F,n) -> (F,n), by block Cholesky."""
+    f = len(rhs)
+    chol, left, y = [], [], []
+    for i in range(f):
+        d, b = diag[i], rhs[i, :, None]
+        if i:
+            w = torch.linalg.solve_triangular(chol[-1], lower[i - 1].mT, upper=False)  # L^-1 B^T
+            left.append(w)
+            d, b = d - w.mT @ w, b - w.mT @ y[-1]
+        chol.append(torch.linalg.cholesky(d))
+        y.append(torch.linalg.solve_triangular(chol[-1], b, upper=False))
+    x = [torch.linalg.solve_triangular(chol[-1].mT, y[-1], upper=True)]
+    for i in range(f - 2, -1, -1):
+        x.append(torch.linalg.solve_triangular(chol[i].mT, y[i] - left[i] @ x[-1], upper=True))
+    return torch.stack(x[::-1])[..., 0]
+
+
+def minimise_track(
+    model: HandModel,
+    state: HandState,
+    ev: Evidence,
+    terms: Terms,
+    smooth: Smoothness,
+    iterations: int = 15,
+    free_betas: bool = False,
+    extra=None,
+) -> HandState:
+    """One hand per frame, all frames together: `state` holds F hands with the same betas, `ev` one frame each (F,1).
+
+    Levenberg-Marquardt on the block-tridiagonal system. Shape, when free, takes its own (half) step alongside; its prior
+    counts once per frame, so pass terms.betas = 1 / F. `extra(state)` may add a term: cost, (F,51,51) and (F,51).
+    """
+    frames, f = model.joint_frames, len(state.rot)
+    share = torch.ones(f, 1, dtype=F64)
+
+    def system(x: HandState, jacobian: bool = True):
+        a = assemble(model, x, ev, terms, share, None, jacobian)
+        cost, diag, lower, grad = _motion(x, smooth, frames)
+        total = a.cost.sum() + cost
+        more = extra(x) if extra is not None else None
+        if more is not None:
+            total = total + more[0]
+        if not jacobian:
+            return total, None, None, None, None
+        D, g = a.H[:, :N_HAND, :N_HAND] + diag, a.g[:, :N_HAND] + grad
+        if more is not None:
+            D, g = D + more[1], g + more[2]
+        return total, D, lower, g, a
+
+    lam, now = 1e-3, system(state)
+    for _ in range(iterations):
+        cost, D, lower, g, a = now
+        d = D.diagonal(dim1=1, dim2=2)
+        step = torch.zeros(f, 62, dtype=F64)
+        step[:, :N_HAND] = _solve_chain(D + torch.diag_embed(lam * d + 1e-9), lower, -g).clamp(-0.5, 0.5)
+        if free_betas:
+            H, b = a.H[:, SHAPE, SHAPE].sum(0), a.g[:, SHAPE].sum(0)
+            step[:, SHAPE] = torch.linalg.solve(H + lam * torch.diag(H.diagonal()), -0.5 * b)
+        trial = state.retract(step, frames)
+        new = system(trial)
+        if new[0] < cost:
+            small = (cost - new[0]) < 1e-5 * cost
+            state, now, lam = trial, new, lam * 0.3
+            if small:
+                break
+        else:
+            lam *= 8
+            if lam > 1e4:
+                break
+    return orthonormal(state)
+
+
+def orthonormal(state: HandState) -> HandState:
+    """Remove the drift of many products from the rotations."""
+    return replace(state, rot=rigid.nearest_rotation(state.rot))

@@ -1,0 +1,202 @@
+"""Splatting: small truths that hold for both backends, and the compiled kernel against its float64 twin."""
+
+import math
+
+import pytest
+import torch
+
+from handhold import kernels
+from handhold.render.splat import splat
+
+compiled = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kernels: {kernels.why_unavailable()}")
+BACKENDS = [pytest.param("cpu", marks=compiled), "torch"]
+W, H = 40, 28
+K = torch.tensor([[50.0, 0.0, 20.0], [0.0, 55.0, 13.0], [0.0, 0.0, 1.0]])
+EYE = torch.eye(4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small are slower on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def scene(n=120, seed=0, sh_degree=None):
+    g = torch.Generator().manual_seed(seed)
+    means = torch.randn(n, 3, generator=g) * torch.tensor([0.12, 0.08, 0.1]) + torch.tensor([0.0, 0.0, 0.5])
+    quats = torch.randn(n, 4, generator=g)
+    scales = torch.exp(torch.randn(n, 3, generator=g) * 0.4 - 4.2)
+    opacities = torch.sigmoid(torch.randn(n, generator=g) * 1.5)
+    shape = (n, 3) if sh_degree is None else (n, (sh_degree + 1) ** 2, 3)
+    colors = torch.rand(*shape, generator=g) if sh_degree is None else torch.randn(*shape, generator=g) * 0.4
+    angle = 0.2
+    view = torch.eye(4)
+    c, s = math.cos(angle), math.sin(angle)
+    view[:3, :3] = torch.tensor([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+    view[:3, 3] = torch.tensor([-0.08, 0.02, 0.03])
+    ids = torch.arange(n) % 3
+    return means, quats, scales, opacities, colors, view, ids
+
+
+def one(x, y, z, size, opacity, color):
+    """A round Gaussian at (x,y,z), metres."""
+    q = torch.tensor([[1.0, 0, 0, 0]])
+    return torch.tensor([[x, y, z]]), q, torch.full((1, 3), size), torch.tensor([opacity]), torch.tensor([color])
+
+
+def stack(*parts):
+    return tuple(torch.cat(p) for p in zip(*parts, strict=True))
+
+
+def loss_of(r, seed=5):
+    g = torch.Generator().manual_seed(seed)
+    weight = lambda t: torch.randn(t.shape, generator=g).to(t)  # noqa: E731
+    return sum((t * weight(t)).sum() for t in (r.color, r.alpha, r.depth * 0.1, r.ids))
+
+
+def run(backend, dtype, sh_degree, n=120):
+    *tensors, ids = scene(n, sh_degree=sh_degree)
+    leaves = [t.clone().to(dtype).requires_grad_() for t in tensors]
+    bg = torch.tensor([[0.2, 0.5, 0.9]], dtype=dtype, requires_grad=True)
+    r = splat(*leaves[:5], leaves[5][None], K[None].to(dtype), W, H, sh_degree, bg, backend, ids)
+    loss_of(r).backward()
+    return r, [t.grad for t in (*leaves, bg)]
+
+
+@compiled
+@pytest.mark.parametrize("sh_degree", [None, 0, 1, 2, 3])
+def test_compiled_equals_float64_twin(sh_degree):
+    mine, got = run("cpu", torch.float32, sh_degree)
+    twin, want = run("torch", torch.float64, sh_degree)
+    for a, b in ((mine.color, twin.color), (mine.alpha, twin.alpha), (mine.ids, twin.ids)):
+        # A pixel on the edge of a 1/255 or 1e-4 threshold may go the other way in float32.
+        assert ((a - b).abs() > 2e-5).float().mean() < 2e-3
+        assert (a - b).abs().max() < 5e-3
+    for a, b in zip(got, want, strict=True):
+        assert (a - b).norm() < 2e-3 * b.norm()
+
+
+def test_twin_gradcheck():
+    *tensors, ids = scene(5)
+    tensors = [t.double() for t in tensors]
+    tensors[2] = tensors[2] * 8
+    leaves = [t.clone().requires_grad_() for t in tensors]
+
+    k = torch.tensor([[9.0, 0, 4], [0, 9, 4], [0, 0, 1]], dtype=torch.float64)
+
+    def f(means, quats, scales, opacities, colors, view):
+        r = splat(means, quats, scales, opacities, colors, view[None], k[None], 8, 8, backend="torch", ids=ids)
+        return r.color, r.alpha, r.ids
+
+    assert torch.autograd.gradcheck(f, leaves, eps=1e-7, atol=1e-5, rtol=1e-3, fast_mode=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_gaussians_blend_in_depth_order(backend):
+    near = one(0.0, 0.0, 1.0, 0.03, 0.6, [1.0, 0.0, 0.0])
+    far = one(0.0, 0.0, 2.0, 0.06, 0.8, [0.0, 1.0, 0.0])
+    k = torch.tensor([[100.0, 0, 8.5], [0, 100, 8.5], [0, 0, 1]])
+    for order in ((near, far), (far, near)):
+        r = splat(*stack(*order), EYE[None], k[None], 17, 17, backend=backend)
+        assert torch.allclose(r.color[0, 8, 8], torch.tensor([0.6, 0.4 * 0.8, 0.0]), atol=1e-6)
+        assert r.alpha[0, 8, 8].item() == pytest.approx(1 - 0.4 * 0.2, abs=1e-6)
+        assert r.depth[0, 8, 8].item() == pytest.approx((0.6 * 1 + 0.32 * 2) / 0.92, rel=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_footprint_is_the_projected_gaussian(backend):
+    """A round Gaussian of s metres at depth z is one of f s / z pixels, plus the 0.3 px^2 dilation."""
+    k = torch.tensor([[100.0, 0, 16.5], [0, 100, 16.5], [0, 0, 1]])
+    r = splat(*one(0.0, 0.0, 1.0, 0.03, 0.9, [1.0, 1.0, 1.0]), EYE[None], k[None], 33, 33, backend=backend)
+    dx = torch.arange(33) + 0.5 - 16.5
+    want = 0.9 * torch.exp(-0.5 * dx**2 / (9 + 0.3))
+    want[want < 1 / 255] = 0
+    assert torch.allclose(r.alpha[0, 16, :, 0], want, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_principal_point_shifts_the_image(backend):
+    *t, view, ids = scene()
+    t = t[:5]
+    k = K.clone()
+    k[0, 2] += 5
+    k[1, 2] += 3
+    a = splat(*t, view[None], K[None], W + 8, H + 8, backend=backend).color
+    b = splat(*t, view[None], k[None], W + 8, H + 8, backend=backend).color
+    assert torch.allclose(a[0, :-3, :-5], b[0, 3:, 5:], atol=2e-3)
+    assert a.sum() > 10
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_to_draw(backend):
+    *t, view, ids = scene()
+    bg = torch.tensor([[0.1, 0.2, 0.3]])
+    behind = torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0]))
+    for tensors, v in (([x[:0] for x in t[:5]], view), (t[:5], behind)):
+        leaves = [x.clone().requires_grad_() for x in tensors]
+        r = splat(*leaves, v[None], K[None], W, H, backgrounds=bg, backend=backend)
+        assert (r.alpha == 0).all() and (r.depth == 0).all()
+        assert torch.allclose(r.color, bg.expand_as(r.color))
+        if backend == "cpu":
+            (r.color.sum() + r.depth.sum()).backward()
+            assert all((x.grad == 0).all() for x in leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_body_weights_sum_to_alpha_and_respect_occlusion(backend):
+    *t, view, ids = scene()
+    r = splat(*t[:5], view[None], K[None], W, H, ids=ids, backend=backend)
+    assert r.ids.shape == (1, H, W, 3)
+    assert torch.allclose(r.ids.sum(-1, keepdim=True), r.alpha, atol=1e-5)
+    front = one(0.0, 0.0, 0.3, 0.5, 1.0, [1.0, 1.0, 1.0])
+    u = splat(*stack(front, t[:5]), view[None], K[None], W, H, ids=torch.cat([torch.tensor([3]), ids]), backend=backend)
+    assert u.ids[0, 14, 20, 3] > 0.99 and u.ids[0, 14, 20, :3].sum() < 0.01
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_cameras_are_independent(backend):
+    *t, view, ids = scene()
+    two = splat(*t[:5], torch.stack([EYE, view]), K.expand(2, 3, 3), W, H, ids=ids, backend=backend)
+    for c, v in enumerate((EYE, view)):
+        alone = splat(*t[:5], v[None], K[None], W, H, ids=ids, backend=backend)
+        assert torch.equal(two.color[c], alone.color[0]) and torch.equal(two.ids[c], alone.ids[0])
+
+
+@compiled
+def test_same_bits_for_any_thread_count():
+    before, results = torch.get_num_threads(), []
+    try:
+        for n in (1, 2, 3, 1):
+            torch.set_num_threads(n)
+            r, grads = run("cpu", torch.float32, 1, n=1500)
+            results.append([r.color, r.alpha, r.depth, r.ids, *grads])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@compiled
+def test_nan_and_degenerate_gaussians_are_skipped():
+    *t, view, ids = scene(20)
+    want = splat(*t[:5], view[None], K[None], W, H, backend="cpu").color
+    bad = [x[:6].clone() for x in t[:5]]
+    bad[0][0] = float("nan")
+    bad[0][1] = float("inf")
+    bad[1][2] = 0
+    bad[2][3] = float("nan")
+    bad[3][4] = float("nan")
+    bad[3][5] = 0
+    got = splat(*stack(t[:5], bad), view[None], K[None], W, H, backend="cpu").color
+    assert torch.equal(want, got)
+
+
+def test_wrong_shapes_are_named():
+    *t, view, ids = scene(4)
+    with pytest.raises(ValueError, match="quats"):
+        splat(t[0], t[1][:, :3], *t[2:5], view[None], K[None], W, H)
+    with pytest.raises(ValueError, match="sh_degree"):
+        splat(*t[:5], view[None], K[None], W, H, sh_degree=2)
