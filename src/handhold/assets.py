@@ -77,7 +77,7 @@ def path(name: str) -> Path:
     if asset.file.is_file() and asset.file.stat().st_size == asset.bytes:
         return asset.file
     raise MissingAsset(
-        f"The {asset.what} weights ({asset.file.name}) are not on this machine; run `handhold assets` once to fetch them."
+        f"The weights {asset.file.name} are not on this machine; run `handhold assets` once to fetch them."
     )
 
 

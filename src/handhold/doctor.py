@@ -80,7 +80,7 @@ def _kernels() -> tuple[bool, str]:
         return True, f"compiled, {state['isa']}, {state['threads']} threads"
     return (
         False,
-        f"not compiled: {state['why_unavailable']}; everything works, but fitting takes 20 to 40 times as long",
+        f"not compiled: {state['why_unavailable']}; everything works, but fitting is many times slower",
     )
 
 

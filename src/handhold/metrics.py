@@ -150,25 +150,25 @@ def surface_error(points: np.ndarray, truth: np.ndarray) -> tuple[float, float, 
 
 
 def align_surfaces(
-    source: np.ndarray, target: np.ndarray, starts: int = 96, scale: bool = True
+    source: np.ndarray, target: np.ndarray, starts: int = 96, scale: bool = True, points: tuple[int, int] = (1500, 8000)
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """The similarity (s, R, t) that takes one surface sample onto another, without correspondence.
 
-    Trimmed ICP (90 % of the pairs) from the identity and `starts` random rotations on 1,500 points, then the best four
-    again on 8,000. source, target (N,3); scale is held within 0.2 to 5. Deterministic.
+    Trimmed ICP (90 % of the pairs) from the identity and `starts` random rotations on points[0] of the points, then
+    the best four again on points[1]. source, target (N,3); scale is held within 0.2 to 5. Deterministic.
     """
     rng = np.random.default_rng(0)
 
     def thin(x: np.ndarray, count: int) -> np.ndarray:
         return x[rng.permutation(len(x))[:count]]
 
-    a, b = thin(source, 1500), thin(target, 1500)
+    a, b = (thin(x, points[0]) for x in (source, target))
     tree = cKDTree(b)
     size = np.sqrt(((b - b.mean(0)) ** 2).mean() / max(((a - a.mean(0)) ** 2).mean(), 1e-30)) if scale else 1.0
     rotations = np.concatenate([np.eye(3)[None], Rotation.random(starts, random_state=1).as_matrix()])
     guesses = [(size, r, b.mean(0) - size * r @ a.mean(0)) for r in rotations]
     coarse = sorted((_icp(a, b, tree, g, 12, scale) for g in guesses), key=lambda found: found[0])[:4]
-    a, b = thin(source, 8000), thin(target, 8000)
+    a, b = (thin(x, points[1]) for x in (source, target))
     tree = cKDTree(b)
     return min((_icp(a, b, tree, g, 40, scale) for _, g in coarse), key=lambda found: found[0])[1]
 

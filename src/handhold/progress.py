@@ -8,6 +8,7 @@ missing).
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -38,7 +39,9 @@ class Progress:
         now = time.monotonic()
         if now - self._logged >= 0.25 or fraction >= 1:
             self._logged = now
-            self.event("progress", fraction=round(fraction, 4), text=text, **{k: float(v) for k, v in metrics.items()})
+            self.event(
+                "progress", fraction=round(fraction, 4), text=text, **{k: _number(v) for k, v in metrics.items()}
+            )
         self.show(fraction, text, metrics)
 
     def each(
@@ -83,6 +86,12 @@ class Progress:
     def show_begin(self) -> None: ...
     def show_end(self, state: str) -> None: ...
     def close(self) -> None: ...
+
+
+def _number(value: float) -> float | None:
+    """A figure that JSON has; None for what is not finite."""
+    value = float(value)
+    return value if math.isfinite(value) else None
 
 
 class PlainProgress(Progress):

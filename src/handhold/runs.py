@@ -133,7 +133,7 @@ class Run:
         for path in (self.root / o for o in outputs):
             if path.is_dir() and not path.is_symlink():
                 if not keep:
-                    shutil.rmtree(path)
+                    _remove_folder(path)
             else:
                 path.unlink(missing_ok=True)
         write_atomically(started, key + "\n")
@@ -207,6 +207,15 @@ def is_run(root: str | os.PathLike) -> bool:
 def make_key(**parts: Any) -> str:
     """Hash of JSON values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _remove_folder(path: Path) -> None:
+    # moved away first: a child of a killed run that still writes there must not get in the way of the new one
+    away = path.parent / f".old-{path.name}-{os.getpid()}"
+    shutil.rmtree(away, ignore_errors=True)
+    path.rename(away)
+    for old in path.parent.glob(f".old-{path.name}-*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _take(fd: int, holder: str) -> bool:

@@ -7,6 +7,7 @@ import pytest
 from scipy.spatial.transform import Rotation, Slerp
 from truth_scene import demo_truth, open_hand, shaped_hand, truth_scene, with_gap
 
+from handhold.export import glb as glb_module
 from handhold.export.glb import HandRig, hand_rig, held, write_glb
 from handhold.hand import HandModel
 
@@ -163,3 +164,25 @@ def test_trimesh_reads_it(tmp_path, gt):
     write_glb(tmp_path / "s.glb", scene, {"right": rig_of(scene, "right")})
     loaded = trimesh.load(tmp_path / "s.glb")
     assert sorted(len(g.faces) for g in loaded.geometry.values()) == [192 * 16, 3196]
+
+
+def test_more_than_four_influences_take_a_second_set():
+    rng = np.random.default_rng(0)
+    weights = np.zeros((50, 16))
+    for row in weights:
+        row[rng.permutation(16)[:6]] = rng.uniform(0.1, 1, 6)
+    weights /= weights.sum(1, keepdims=True)
+    gltf = glb_module._Gltf()
+    at = gltf._weights(weights)
+    blob, views = bytes(gltf.blob), gltf.json["bufferViews"]
+
+    def read(name, dtype):
+        accessor = gltf.json["accessors"][at[name]]
+        return np.frombuffer(blob, dtype, 200, views[accessor["bufferView"]]["byteOffset"]).reshape(50, 4)
+
+    joints = np.concatenate([read("JOINTS_0", "u1"), read("JOINTS_1", "u1")], 1)
+    values = np.concatenate([read("WEIGHTS_0", "<f4"), read("WEIGHTS_1", "<f4")], 1)
+    back = np.zeros_like(weights)
+    for row, j, v in zip(back, joints, values, strict=True):
+        np.add.at(row, j, v)
+    assert np.abs(back - weights).max() < 1e-6

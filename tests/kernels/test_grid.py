@@ -286,4 +286,5 @@ def test_silhouettes_recover_the_radius(rng):
         g.blur(2)
         g.adam(0.05 * g.h, 0.0)
     on_sphere = 0.05 * torch.nn.functional.normalize(torch.randn(500, 3, generator=rng), dim=-1)
-    assert g.sample(on_sphere)[0][:, 0].abs().mean() < 1e-3
+    error = g.sample(on_sphere)[0][:, 0]
+    assert error.mean().abs() < 4e-4 and error.abs().mean() < 1.5e-3

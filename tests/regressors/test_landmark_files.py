@@ -18,7 +18,11 @@ def good():
     points = rng.uniform(0, 400, (F, 21, 2)).astype(np.float32)
     points[1] = np.nan
     points3d = rng.normal(0, 0.05, (F, 21, 3)).astype(np.float32)
-    return {"right_points": points, "right_points3d": points3d, "right_confidence": np.array([1, 0, 0.5, 0.2], np.float32)}
+    return {
+        "right_points": points,
+        "right_points3d": points3d,
+        "right_confidence": np.array([1, 0, 0.5, 0.2], np.float32),
+    }
 
 
 def test_round_trip(tmp_path, good):

@@ -166,3 +166,21 @@ def test_the_page_opens_on_the_best_frame(clip):
     scene, _ = clip
     assert report.best_frame(scene) == 0
     assert report.best_frame(with_gap(scene, "right", slice(0, 2))) == 2
+
+
+def test_a_lost_frame_without_a_pose_shows_the_last_one(clip):
+    scene, _ = clip
+    scene = with_gap(with_gap(scene, "object", slice(3, 5)), "right", slice(0, 1))
+    box, hand = scene.bodies["object"], scene.bodies["right"]
+    poses, vertices = box.motion.world_from_body.copy(), hand.motion.vertices.copy()
+    poses[3:5], vertices[0] = np.nan, np.nan
+    bodies = {
+        "object": replace(box, motion=Rigid(poses)),
+        "right": replace(hand, motion=replace(hand.motion, vertices=vertices)),
+    }
+    packed = report._packed("object", bodies["object"], np.arange(6))
+    shown = np.frombuffer(base64.b64decode(packed["poses"]), "<f4").reshape(6, 4, 4)
+    assert np.array_equal(shown[3], poses[2]) and np.array_equal(shown[5], poses[5])
+    packed = report._packed("right", bodies["right"], np.arange(6))
+    shown = np.frombuffer(base64.b64decode(packed["vertices"]), "<u2").reshape(6, -1)
+    assert np.array_equal(shown[0], shown[1])

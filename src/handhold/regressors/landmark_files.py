@@ -1,8 +1,9 @@
 """Landmark files: what `track_landmarks` found, or what a user made elsewhere.
 
-`.npz`: `right_points` (F,21,2) pixels, and optionally `right_points3d` (F,21,3) and `right_confidence` (F,); the same with
-`left_`. `.json`: {"right": {"points": [[[x, y] x 21] x F], "points3d": ..., "confidence": [...]}, "left": {...}}, where a
-frame or a joint may be null. Pixels have their centres at +0.5, OpenPose order; NaN (or null) says "not found".
+`.npz`: `right_points` (F,21,2) pixels, and optionally `right_points3d` (F,21,3) and `right_confidence` (F,); the same
+with `left_`. `.json`: {"right": {"points": [[[x, y] x 21] x F], "points3d": ..., "confidence": [...]}, "left":
+{...}}, where a frame or a joint may be null. Pixels have their centres at +0.5, OpenPose order; NaN (or null) says
+"not found".
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def save_landmarks(path: str | os.PathLike, landmarks: dict[str, Landmarks]) -> 
 def load_landmarks(path: str | os.PathLike, n_frames: int) -> dict[str, Landmarks]:
     """Read a user's landmarks for a clip of n_frames; see the head of this file for the two layouts.
 
-    Confidence defaults to 1 where a frame has any joint. Raises UnusableInput when the file is not one, has no hand, has
-    another number of frames, or holds infinite or absurd values.
+    Confidence defaults to 1 where a frame has any joint. Raises UnusableInput when the file is not one, has no hand,
+    has another number of frames, or holds infinite or absurd values.
     """
     path = Path(path)
     raw = _read_json(path) if path.suffix.lower() == ".json" else load_npz(path, _MAX_BYTES)
@@ -56,7 +57,9 @@ def load_landmarks(path: str | os.PathLike, n_frames: int) -> dict[str, Landmark
         if confidence.any():
             out[side] = Landmarks(points, points3d, confidence)
     if not out:
-        raise UnusableInput(f"{path} holds no hand: expected `right_points` or `left_points` of shape ({n_frames}, 21, 2).")
+        raise UnusableInput(
+            f"{path} holds no hand: expected `right_points` or `left_points` of shape ({n_frames}, 21, 2)."
+        )
     return out
 
 

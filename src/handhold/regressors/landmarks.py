@@ -1,11 +1,11 @@
 """21 hand landmarks per frame, for at most two hands, over a whole clip.
 
-MediaPipe's networks (`regressors.mediapipe`) were made for bare hands in one image; a hand around an object is often missed
-or misread, and the network's own "presence" does not tell. So each frame is looked at in many ways (turned images, the
-neighbours' ROIs in both time directions), and each candidate is read again through several jittered and mirrored ROIs: their
-median is the answer and their *spread* is the confidence, which tells a good reading from a bad one far better than presence
-does. Readings are then joined into tracks over the clip; handedness is one decision per track. No temporal smoothing is done
-here: the hand fitter does that with a model.
+MediaPipe's networks (`regressors.mediapipe`) were made for bare hands in one image; a hand around an object is often
+missed or misread, and the network's own "presence" does not tell. So each frame is looked at in many ways (turned
+images, the neighbours' ROIs in both time directions), and each candidate is read again through several jittered and
+mirrored ROIs: their median is the answer and their *spread* is the confidence, which tells a good reading from a bad
+one far better than presence does. Readings are then joined into tracks over the clip; handedness is one decision per
+track. No temporal smoothing is done here: the hand fitter does that with a model.
 """
 
 from __future__ import annotations
@@ -21,8 +21,17 @@ from ..scene import SIDES, Landmarks
 from .landmark_files import load_landmarks, save_landmarks
 from .mediapipe import HandDetection, HandLandmarker, Roi, image_pyramid, roi_from_palm, roi_from_points
 
-__all__ = ["HandDetection", "HandLandmarker", "Reading", "Roi", "find_hands", "load_landmarks", "require_hands", "save_landmarks",
-           "track_landmarks"]  # fmt: skip
+__all__ = [
+    "HandDetection",
+    "HandLandmarker",
+    "Reading",
+    "Roi",
+    "find_hands",
+    "load_landmarks",
+    "require_hands",
+    "save_landmarks",
+    "track_landmarks",
+]
 
 # (shift x, shift y, scale, turn, mirrored) of the ROIs of one reading: shares of the ROI's side, radians.
 _JITTER = (
@@ -38,6 +47,9 @@ _JITTER = (
 # Where a hand may have gone since the neighbouring frame: (shift x, shift y, scale, turn).
 _NEAR = tuple((0.0, 0.0, s, t) for t in (0.0, 0.25, -0.25, 0.5, -0.5) for s in (1.0, 0.8, 1.25))
 _SAME = 0.15  # candidates nearer than this (median joint distance, hand sizes) are one reading
+_JUMP = (
+    0.5  # price, in confidence, of a jump by a hand's size (or by a factor e) beyond what is usual from frame to frame
+)
 _GONE = 0.05  # readings below this confidence say nothing
 
 
@@ -61,8 +73,9 @@ class Reading:
 def spread_confidence(spread: float, presence: float) -> float:
     """Probability that a reading is good (median joint error < 12 % of hand size) from its looks' median spread.
 
-    Logistic in log(spread); fitted on 430 readings of eight clips with truth, where it is calibrated within 0.08 when each
-    clip is left out in turn (area under the ROC curve 0.91; mean presence alone reaches 0.86 and adds nothing to it).
+    Logistic in log(spread); fitted on 430 readings of eight clips with truth, where it is calibrated within 0.08 when
+    each clip is left out in turn (area under the ROC curve 0.91; mean presence alone reaches 0.86 and adds nothing to
+    it).
     """
     p = 1 / (1 + np.exp(11.9 + 4.04 * np.log(spread + 0.005)))
     return float(p * np.clip((presence - 0.2) / 0.3, 0, 1))
@@ -82,7 +95,9 @@ def consensus(landmarker: HandLandmarker, pyramid: list[np.ndarray], points: np.
     return Reading(mid, np.median([d.points3d for d in looks], 0), np.median(off, 0), presence, right, c)
 
 
-def _follow(landmarker: HandLandmarker, pyramid: list[np.ndarray], roi: Roi, steps: int, presence: float) -> list[HandDetection]:
+def _follow(
+    landmarker: HandLandmarker, pyramid: list[np.ndarray], roi: Roi, steps: int, presence: float
+) -> list[HandDetection]:
     """Read through an ROI, then through the ROI of the answer, while there is a hand."""
     out: list[HandDetection] = []
     for _ in range(steps):
@@ -94,7 +109,9 @@ def _follow(landmarker: HandLandmarker, pyramid: list[np.ndarray], roi: Roi, ste
     return out
 
 
-def _merge(landmarker: HandLandmarker, pyramid: list[np.ndarray], found: list[HandDetection], limit: int = 4) -> list[Reading]:
+def _merge(
+    landmarker: HandLandmarker, pyramid: list[np.ndarray], found: list[HandDetection], limit: int = 4
+) -> list[Reading]:
     """Group candidates that say the same, read each group's median again, and keep what is distinct, best first."""
     found, out = sorted(found, key=lambda d: -d.presence), []
     while found and len(out) < limit:
@@ -120,7 +137,7 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def find_hands(landmarker: HandLandmarker, image: np.ndarray, turns: int = 8) -> list[Reading]:
-    """Readings of all hands in one image (H,W,3) uint8 RGB, best first, from palms in `turns` turned copies of the image."""
+    """Readings of all hands in one image (H,W,3) uint8 RGB, best first; palms are sought in `turns` turned copies."""
     pyramid = image_pyramid(image)
     rois: list[Roi] = []
     for k in range(turns):
@@ -135,7 +152,9 @@ def find_hands(landmarker: HandLandmarker, image: np.ndarray, turns: int = 8) ->
 def _same_roi(a: Roi, b: Roi) -> bool:
     """Too alike to be worth two looks, as what is found is read again through several ROIs anyway."""
     turn = abs((a.angle - b.angle + np.pi) % (2 * np.pi) - np.pi)
-    return bool(np.linalg.norm(a.center - b.center) < 0.06 * b.size and turn < 0.12 and abs(np.log(a.size / b.size)) < 0.12)
+    return bool(
+        np.linalg.norm(a.center - b.center) < 0.06 * b.size and turn < 0.12 and abs(np.log(a.size / b.size)) < 0.12
+    )
 
 
 def _find_near(landmarker: HandLandmarker, pyramid: list[np.ndarray], hint: np.ndarray) -> list[Reading]:
@@ -159,48 +178,50 @@ def _sweep(landmarker: HandLandmarker, pyramids, readings: list[list[Reading]], 
 
 
 def _for_side(readings: list[list[Reading]], side: str) -> list[list[Reading]]:
-    """Readings as evidence for one side. Those that see the other hand are mirror readings of this one: always wrong."""
+    """Readings as evidence for one side. Those that see the other hand are this one's mirror readings: wrong."""
     out = []
     for rs in readings:
         p = [r.right if side == "right" else 1 - r.right for r in rs]
-        seen = [replace(r, confidence=r.confidence * float(np.clip((q - 0.2) / 0.4, 0, 1))) for r, q in zip(rs, p, strict=True)]
+        seen = [
+            replace(r, confidence=r.confidence * float(np.clip((q - 0.2) / 0.4, 0, 1)))
+            for r, q in zip(rs, p, strict=True)
+        ]
         out.append([r for r in seen if r.confidence > _GONE])
     return out
 
 
-def _step_cost(a: Reading, b: Reading, gap: int) -> float:
-    """Price of joining two readings `gap` frames apart, in units of confidence: teleports and jumps of size."""
-    size = (a.size + b.size) / 2
-    move = np.linalg.norm(np.median(a.points, 0) - np.median(b.points, 0)) / size / gap**0.5
-    grow = abs(np.log(a.size / b.size)) / gap**0.5
-    return float(min(0.5 * max(move - 0.3, 0) + 0.5 * max(grow - 0.2, 0), 3.0))
-
-
 def _best_track(readings: list[list[Reading]], gap_limit: int = 40) -> list[Reading | None]:
-    """The chain of readings (None: none in that frame) with the most confidence less `_step_cost`s."""
-    nodes = [(i, j) for i, rs in enumerate(readings) for j in range(len(rs))]
-    score, back = {}, {}
-    for n, (i, j) in enumerate(nodes):
-        r = readings[i][j]
-        score[i, j], back[i, j] = r.confidence, None
-        for m in reversed(nodes[:n]):
-            if i - m[0] > gap_limit:
-                break
-            if m[0] == i:
-                continue
-            s = score[m] + r.confidence - _step_cost(readings[m[0]][m[1]], r, i - m[0])
-            if s > score[i, j]:
-                score[i, j], back[i, j] = s, m
+    """The chain of readings (None: none in that frame) with the most confidence, less the price of teleports and of
+    jumps of size between readings that follow each other. Solved exactly, by dynamic programming."""
+    nodes = [(i, r) for i, rs in enumerate(readings) for r in rs]
     out: list[Reading | None] = [None] * len(readings)
-    at = max(score, key=score.get, default=None)
-    while at is not None:
-        out[at[0]] = readings[at[0]][at[1]]
+    if not nodes:
+        return out
+    frame = np.array([i for i, _ in nodes])
+    place = np.array([np.median(r.points, 0) for _, r in nodes])
+    size = np.array([r.size for _, r in nodes])
+    score = np.array([r.confidence for _, r in nodes])
+    back = np.full(len(nodes), -1)
+    for n in range(len(nodes)):
+        m = np.flatnonzero((frame[:n] < frame[n]) & (frame[:n] >= frame[n] - gap_limit))
+        if not len(m):
+            continue
+        slack = np.sqrt(frame[n] - frame[m])
+        move = np.linalg.norm(place[m] - place[n], axis=-1) / (size[m] + size[n]) * 2 / slack
+        grow = np.abs(np.log(size[m] / size[n])) / slack
+        gain = score[m] - np.minimum(_JUMP * np.maximum(move - 0.3, 0) + _JUMP * np.maximum(grow - 0.2, 0), 3.0)
+        if gain.max() > 0:
+            score[n] += gain.max()
+            back[n] = m[np.argmax(gain)]
+    at = int(np.argmax(score))
+    while at >= 0:
+        out[frame[at]] = nodes[at][1]
         at = back[at]
     return out
 
 
 def _elsewhere(readings: list[list[Reading]], track: list[Reading | None], reach: int = 4) -> list[list[Reading]]:
-    """Readings that are not of the hand of `track`, whose place is interpolated over up to `reach` frames without it."""
+    """Readings that are not of the hand of `track`; its place is interpolated over up to `reach` frames without it."""
     at = [i for i, t in enumerate(track) if t is not None]
     out = []
     for i, rs in enumerate(readings):
@@ -240,9 +261,9 @@ def track_landmarks(
     """Landmarks of the hands in a clip.
 
     frames: (F,H,W,3) uint8 RGB. sides: the hands that are there, e.g. ("right",); None to decide from the clip.
-    foreground: (F,H,W) bool, what moves, or None. progress: called with the share done.
-    Returns Landmarks by side, only sides that were found; frames without a hand are NaN with confidence 0. Confidence is the
-    probability that the frame's median joint error is below 12 % of the hand's size.
+    foreground: (F,H,W) bool, what moves, or None. progress: called with the share done. Returns Landmarks by side,
+    only sides that were found; frames without a hand are NaN with confidence 0. Confidence is the probability that
+    the frame's median joint error is below 12 % of the hand's size.
     """
     tell = progress or (lambda _: None)
     n = len(frames)
@@ -273,5 +294,7 @@ def _as_landmarks(tracks: dict[str, list[Reading | None]], n: int) -> dict[str, 
 def require_hands(found: dict[str, Landmarks], source: str | os.PathLike = "the clip") -> dict[str, Landmarks]:
     """`found` as it is, or StageFailed when it holds no hand at all."""
     if not any((lm.confidence > 0).any() for lm in found.values()):
-        raise StageFailed(f"No hand was found in {source}: check that one is in view, or give landmarks with --joints FILE.")
+        raise StageFailed(
+            f"No hand was found in {source}: check that one is in view, or give landmarks with --joints FILE."
+        )
     return found

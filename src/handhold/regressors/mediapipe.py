@@ -1,9 +1,10 @@
 """MediaPipe's palm detector and hand landmark network, run through LiteRT with our own pre- and post-processing.
 
-The two `.tflite` files (Apache-2.0, Google; `handhold assets` fetches them) are plain functions of a square crop. This file
-holds what is around them: anchors and weighted non-maximum suppression (Zhang et al., "MediaPipe Hands", 2020, section 2.1;
-Bazarevsky et al., "BlazeFace", 2019, for the tie resolution by averaging), the rotated region of interest (ROI), the crop,
-and the way back to the image. Pixels have their centres at +0.5 throughout; angles are radians, image axes (x right, y down).
+The two `.tflite` files (Apache-2.0, Google; `handhold assets` fetches them) are plain functions of a square crop.
+This file holds what is around them: anchors and weighted non-maximum suppression (Zhang et al., "MediaPipe Hands",
+2020, section 2.1; Bazarevsky et al., "BlazeFace", 2019, for the tie resolution by averaging), the rotated region of
+interest (ROI), the crop, and the way back to the image. Pixels have their centres at +0.5 throughout; angles are
+radians, image axes (x right, y down).
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def weighted_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float = 0.3) 
 
 
 def roi_from_palm(palm: Palm) -> Roi:
-    """The square that should hold the whole hand: turned so that wrist to middle knuckle points up, moved on, enlarged."""
+    """The square that should hold the whole hand: turned so that wrist to middle knuckle is up, moved on, enlarged."""
     d = palm.keypoints[2] - palm.keypoints[0]
     side = float(np.max(palm.box[2:] - palm.box[:2]))
     center = (palm.box[:2] + palm.box[2:]) / 2
@@ -168,8 +169,8 @@ class HandLandmarker:
     ) -> list[Palm]:
         """Palms in an image, or in a window of it, looked at after turning it by `turn` radians.
 
-        image: (H,W,3) uint8 RGB or its `image_pyramid`. score: least probability of a palm. The detector is not invariant
-        to rotation: hands that point down are found better in a turned image.
+        image: (H,W,3) uint8 RGB or its `image_pyramid`. score: least probability of a palm. The detector is not
+        invariant to rotation: hands that point down are found better in a turned image.
         """
         pyramid = image if isinstance(image, list) else image_pyramid(image)
         h, w = pyramid[0].shape[:2]
@@ -230,9 +231,13 @@ class _Network:
             ins, outs = self._net.get_input_details(), self._net.get_output_details()
             fits = tuple(ins[0]["shape"]) == (1, side, side, 3) and [tuple(o["shape"]) for o in outs] == outputs
         except (ValueError, RuntimeError, IndexError) as e:
-            raise UnusableInput(f"{path} is not a TensorFlow Lite network; run `handhold assets` to fetch it again.") from e
+            raise UnusableInput(
+                f"{path} is not a TensorFlow Lite network; run `handhold assets` to fetch it again."
+            ) from e
         if not fits:
-            raise UnusableInput(f"{path} is not the MediaPipe network expected here; run `handhold assets` to fetch it.")
+            raise UnusableInput(
+                f"{path} is not the MediaPipe network expected here; run `handhold assets` to fetch it."
+            )
         self._in, self._out = ins[0]["index"], [o["index"] for o in outs]
 
     def __call__(self, crop_rgb: np.ndarray) -> list[np.ndarray]:

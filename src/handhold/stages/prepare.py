@@ -20,6 +20,8 @@ from ..progress import Progress
 from ..runs import Run
 from ..scene import SIDES, Landmarks, Sequence, load_npz, save_npz
 
+LONG = 300  # frames
+
 
 def prepare(run: Run, config: Config, report: Progress) -> None:
     """Decode, find landmarks and masks (or take the user's own), and write `1_prepare/`.
@@ -31,6 +33,8 @@ def prepare(run: Run, config: Config, report: Progress) -> None:
     K = None if c.K is None else read_K(c.K)
     decoding = partial(_part, report, 0.0, 0.1)
     sequence, full_size = read_clip(run.video, c.start, c.end, c.stride, c.max_side, K=K, report=decoding)
+    if len(sequence) > LONG:
+        report.note(f"{len(sequence)} frames take long; --start, --end and --stride make a clip shorter.")
     given = ({}, {})  # read before the slow work, so that a mistake is told at once
     if c.masks is not None:
         given = read_masks(c.masks, sequence.indices, sequence.size, full_size)

@@ -15,6 +15,8 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.transform import Rotation
 
+from ._sfm_loops import across, close
+
 PIXELS = 2.5  # an observation fits when it is this close
 MIN_ANGLE = np.radians(2.0)  # smallest angle between rays that makes a point
 MIN_PNP = 12
@@ -29,6 +31,9 @@ class Tracks:
     x: np.ndarray  # (N,2) normalised
     focal: float
     frames: int
+    row: np.ndarray  # (N,) the observation's number in the caller's arrays
+    described: np.ndarray  # (M,) rows of the observations that have a SIFT descriptor
+    descriptor: np.ndarray  # (M,128) float32, unit length
 
     @property
     def count(self) -> int:
@@ -164,14 +169,27 @@ def split(poses: np.ndarray, t: Tracks, essentials: dict, bar: float = 0.6) -> l
     return sorted(pieces, key=lambda p: -is_registered(p).sum())
 
 
+def select(t: Tracks, mine: np.ndarray) -> Tracks:
+    """The observations `mine` (N,) bool alone, without descriptors."""
+    none = np.zeros(0, np.int64)
+    return Tracks(
+        t.frame[mine], t.track[mine], t.x[mine], t.focal, t.frames, t.row[mine], none, np.zeros((0, 128), np.float32)
+    )
+
+
 def resect(f: int, X: np.ndarray, t: Tracks, seed: int = 0) -> tuple[np.ndarray, int, float] | None:
     """Pose of frame f from points that other frames made: (4,4), inliers and their share; None when too few agree."""
     row = np.flatnonzero(t.frame == f)
     row = row[np.isfinite(X[t.track[row], 0])]
-    if len(row) < MIN_PNP:
+    return pnp(X[t.track[row]], t.x[row], t.focal, seed + f)
+
+
+def pnp(obj: np.ndarray, img: np.ndarray, focal: float, seed: int) -> tuple[np.ndarray, int, float] | None:
+    """Pose from points (N,3) and their normalised images (N,2): (4,4), inliers and their share; None when too few agree."""
+    if len(obj) < MIN_PNP:
         return None
-    obj, img = X[t.track[row]], np.ascontiguousarray(t.x[row])
-    cv2.setRNGSeed(seed + f)
+    img = np.ascontiguousarray(img)
+    cv2.setRNGSeed(seed)
     try:
         found, r, d, inlier = cv2.solvePnPRansac(
             obj,
@@ -179,7 +197,7 @@ def resect(f: int, X: np.ndarray, t: Tracks, seed: int = 0) -> tuple[np.ndarray,
             np.eye(3),
             None,
             iterationsCount=500,
-            reprojectionError=PIXELS / t.focal,
+            reprojectionError=PIXELS / focal,
             confidence=0.9999,
             flags=cv2.SOLVEPNP_EPNP,
         )
@@ -190,9 +208,9 @@ def resect(f: int, X: np.ndarray, t: Tracks, seed: int = 0) -> tuple[np.ndarray,
         return None
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(r)[0], d[:, 0]
-    e, _ = _errors(np.broadcast_to(pose, (len(row), 4, 4)), obj, img, t.focal)
+    e, _ = _errors(np.broadcast_to(pose, (len(obj), 4, 4)), obj, img, focal)
     n = int((e < PIXELS).sum())
-    return (pose, n, n / len(row)) if n >= MIN_PNP and pose[2, 3] > 0 else None
+    return (pose, n, n / len(obj)) if n >= MIN_PNP and pose[2, 3] > 0 else None
 
 
 def plausible(f: int, pose: np.ndarray, poses: np.ndarray, degrees_per_frame: float = 40.0) -> bool:
@@ -208,6 +226,16 @@ def plausible(f: int, pose: np.ndarray, poses: np.ndarray, degrees_per_frame: fl
     return np.degrees(turn) < degrees_per_frame * abs(g - f) and 0.6 < pose[2, 3] / poses[g, 2, 3] < 1.6
 
 
+def joins(base: np.ndarray, moved: np.ndarray, degrees_per_frame: float = 30.0) -> bool:
+    """Whether a hand could turn the object from one model to the other in the frames between: look-alike sides fail here."""
+    a, b = np.flatnonzero(is_registered(base)), np.flatnonzero(is_registered(moved))
+    gap = np.abs(a[:, None] - b[None])
+    i, j = np.unravel_index(np.argmin(gap), gap.shape)
+    turn = Rotation.from_matrix(base[a[i], :3, :3] @ moved[b[j], :3, :3].T).magnitude()
+    near = 0.5 < base[a[i], 2, 3] / moved[b[j], 2, 3] < 2
+    return near and np.degrees(turn) < min(degrees_per_frame * max(gap[i, j], 1), 150)
+
+
 def merge(base: np.ndarray, piece: np.ndarray, X: np.ndarray, t: Tracks) -> np.ndarray | None:
     """`piece` moved into `base` by the similarity of one shared (or resected) frame, the one most agree on; or None."""
     Y, _ = triangulate(piece, t)
@@ -216,22 +244,29 @@ def merge(base: np.ndarray, piece: np.ndarray, X: np.ndarray, t: Tracks) -> np.n
     reach = np.flatnonzero(in_piece)
     row = np.flatnonzero(in_piece[t.frame] & np.isfinite(X[t.track, 0]))
     back = np.flatnonzero(in_base[t.frame] & np.isfinite(Y[t.track, 0]))
+    point, loop = t.track[row], 0
     if len(row) + len(back) < 2 * MIN_PNP:
-        return None
+        back = back[:0]
+        row, point = across(in_base, in_piece, X, t)
+        loop = len(row)
+        if loop < 2 * MIN_PNP:
+            return None
     for f in reach:
         pose = base[f] if in_base[f] else None
         if pose is None:
-            got = resect(f, X, t)
+            at = t.frame[row] == f
+            got = pnp(X[point[at]], t.x[row[at]], t.focal, int(f))
             if got is None:
                 continue
             pose = got[0]
         mine = t.track[t.frame == f]
         mine = mine[np.isfinite(Y[mine, 0])]
-        both = mine[np.isfinite(X[mine, 0])]
-        if len(both) >= 5:
-            za, zb = X[both] @ pose[2, :3] + pose[2, 3], Y[both] @ piece[f, 2, :3] + piece[f, 2, 3]
-            s = np.median(za / zb)
-        elif len(mine) >= 5:
+        at = np.flatnonzero((t.frame[row] == f) & np.isfinite(Y[t.track[row], 0]))
+        at = at[_errors(np.broadcast_to(pose, (len(at), 4, 4)), X[point[at]], t.x[row[at]], t.focal)[0] < 2 * PIXELS]
+        if len(at) >= 5:
+            za = X[point[at]] @ pose[2, :3] + pose[2, 3]
+            s = np.median(za / (Y[t.track[row[at]]] @ piece[f, 2, :3] + piece[f, 2, 3]))
+        elif len(mine) >= 5 and not loop:
             s = pose[2, 3] / np.median(Y[mine] @ piece[f, 2, :3] + piece[f, 2, 3])
         else:
             continue
@@ -242,12 +277,14 @@ def merge(base: np.ndarray, piece: np.ndarray, X: np.ndarray, t: Tracks) -> np.n
         moved[reach, :3, :3] = rel @ pose[:3, :3]
         moved[reach, :3, 3] = np.einsum("nij,j->ni", rel, pose[:3, 3] - s * piece[f, :3, 3]) + s * piece[reach, :3, 3]
         Ym = ((s * (Y @ piece[f, :3, :3].T + piece[f, :3, 3])) - pose[:3, 3]) @ pose[:3, :3]
-        other = row[t.frame[row] != f]
-        e1, _ = _errors(moved[t.frame[other]], X[t.track[other]], t.x[other], t.focal)
+        other = t.frame[row] != f
+        e1, _ = _errors(moved[t.frame[row[other]]], X[point[other]], t.x[row[other]], t.focal)
         e2, _ = _errors(base[t.frame[back]], Ym[t.track[back]], t.x[back], t.focal)
         e = np.concatenate([e1, e2])
         fits, share = (e < 2.5 * PIXELS).sum(), (e < 2.5 * PIXELS).mean() if len(e) else 0.0
-        if fits >= 2 * MIN_PNP and share > 0.35 and fits > best:
+        # descriptors alone are mostly wrong: count what fits, which chance does to one in a hundred, and ask time
+        enough = share > 0.35 if not loop else share > 0.08 and fits >= 30 and joins(base, moved)
+        if fits >= 2 * MIN_PNP and enough and fits > best:
             best, found = fits, moved
     return found
 
@@ -343,21 +380,25 @@ def adjust(
 
 def assemble(
     models: np.ndarray, t: Tracks, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Sub-models (M,F,4,4) of one clip -> poses (F,4,4), trust (F,) in [0,1], reason (F,) str, notes."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tracks, tuple[str, ...]]:
+    """Sub-models (M,F,4,4) -> poses (F,4,4), trust (F,) in [0,1], reason (F,) str, tracks with loops closed, notes."""
     essentials: dict = {}
     notes: list[str] = []
     pieces = [p for m in models for p in split(m, t, essentials)]
     pieces.sort(key=lambda p: -is_registered(p).sum())
     reason = np.full(t.frames, "not registered", dtype="<U64")
     if not pieces:
-        return np.full((t.frames, 4, 4), np.nan), np.zeros(t.frames), reason, ()
+        return np.full((t.frames, 4, 4), np.nan), np.zeros(t.frames), reason, t, ()
     if len(pieces) > len(models):
         notes.append(f"{len(models)} sub-models cut into {len(pieces)} where neighbours disagree")
     poses = pieces.pop(0)
     reason[is_registered(poses)] = "sfm"
     poses, reason = grow(_polish(poses, t, 6), pieces, t, reason, seed)
-    poses = _polish(_polish(poses, t, 12), t, 12)
+    poses = _polish(poses, t, 12)
+    for radius in (18.0, 8.0):
+        t, joined = close(poses, triangulate(poses, t)[0], t, radius)
+        poses = _polish(poses, t, 15)
+        notes.append(f"{joined} loops closed within {radius:.0f} pixels")
     return _check(poses, t, essentials, reason, notes, seed)
 
 
@@ -438,7 +479,7 @@ def _mend_jumps(poses: np.ndarray, t: Tracks, seed: int) -> np.ndarray:
         rest = poses.copy()
         rest[f] = np.nan
         mine = np.isin(t.track, t.track[t.frame == f])
-        part = Tracks(t.frame[mine], t.track[mine], t.x[mine], t.focal, t.frames)
+        part = select(t, mine)
         got = resect(f, triangulate(rest, part)[0], part, seed)
         if got is not None:
             rest[f] = got[0]
@@ -455,6 +496,7 @@ def _check(poses, t, essentials, reason, notes, seed):
             np.full_like(poses, np.nan),
             np.zeros(t.frames),
             np.full_like(reason, "disagrees with its neighbours"),
+            t,
             tuple(notes),
         )
     core = pieces[0]
@@ -489,4 +531,4 @@ def _check(poses, t, essentials, reason, notes, seed):
     trust[~is_registered(out)] = 0
     if lost.any():
         notes.append(f"{int(lost.sum())} frames were dropped because they disagree with their neighbours")
-    return out, trust, reason, tuple(notes)
+    return out, trust, reason, t, tuple(notes)

@@ -144,11 +144,11 @@ def map_models(path: Path, out: Path, cfg: dict) -> list[pycolmap.Reconstruction
     return sorted(models.values(), key=lambda r: (-r.num_reg_images(), -r.num_points3D()))
 
 
-def join_tracks(kept: dict, points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Connected components of verified matches: (N,2) frame, track and (N,2) xy; one key point per frame is kept."""
+def join_tracks(kept: dict, points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Connected components of verified matches, one key point per frame: (N,2) frame, track; (N,2) xy; (N,) key point."""
     start = np.cumsum([0] + [len(p) for p in points])
     if not kept:
-        return np.zeros((0, 2), np.int64), np.zeros((0, 2))
+        return np.zeros((0, 2), np.int64), np.zeros((0, 2)), np.zeros(0, np.int64)
     edges = np.concatenate([m + [start[a], start[b]] for (a, b), m in kept.items()])
     graph = coo_matrix((np.ones(len(edges), np.int8), (edges[:, 0], edges[:, 1])), shape=(start[-1],) * 2)
     label = connected_components(graph, directed=False)[1]
@@ -156,12 +156,13 @@ def join_tracks(kept: dict, points: list[np.ndarray]) -> tuple[np.ndarray, np.nd
     used = np.unique(edges)
     rows = np.stack([frame[used], label[used]], 1)
     _, first = np.unique(rows, axis=0, return_index=True)
+    key = (used - start[frame[used]])[first]
     rows, xy = rows[first], np.concatenate([p[:, :2] for p in points])[used[first]]
     _, rows[:, 1], size = np.unique(rows[:, 1], return_inverse=True, return_counts=True)
     keep = size[rows[:, 1]] > 1
-    rows, xy = rows[keep], xy[keep]
+    rows, xy, key = rows[keep], xy[keep], key[keep]
     rows[:, 1] = np.unique(rows[:, 1], return_inverse=True)[1]
-    return rows, xy.astype(np.float64)
+    return rows, xy.astype(np.float64), key
 
 
 def lap(what: str, since: float) -> float:
@@ -202,7 +203,7 @@ def main(workdir: Path) -> None:
             mine = {k: m for k, m in mine.items() if len(m) >= cfg["min_matches"]}
         path = workdir / f"{region}.db"
         kept = verify(mine, points, path, cfg)
-        rows, xy = join_tracks(kept, points)
+        rows, xy, key = join_tracks(kept, points)
         clock = lap("verify", clock)
         models = map_models(path, workdir / f"models_{region}", cfg) if kept else []
         clock = lap("map", clock)
@@ -211,6 +212,13 @@ def main(workdir: Path) -> None:
             for image in r.images.values():
                 if image.has_pose:
                     poses[k, image.image_id - 1] = np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
+        sift_count = np.array([0 if d is None else len(d.data) for d in descriptors])
+        described = np.flatnonzero(key < sift_count[rows[:, 0]])
+        data = [descriptors[f].data[k] for f, k in zip(rows[described, 0], key[described], strict=True)]
+        out |= {
+            f"{region}_described": described,
+            f"{region}_descriptor": np.array(data, np.uint8).reshape(-1, 128),
+        }
         out |= {f"{region}_poses": poses, f"{region}_track": rows, f"{region}_xy": xy / s}
     save_npz(workdir / "models.npz", out)
 

@@ -20,6 +20,7 @@ from ..hand import HandModel
 from ..hand import joints as jt
 from ..scene import Landmarks
 from . import hand_solver as hs
+from . import silhouette
 
 PALM = (0, 1, 5, 9, 13, 17)  # joints that hardly move against each other
 F64 = torch.float64
@@ -381,8 +382,16 @@ def fit_grasp(
     cuts = [0] + [int(rows[a] + rows[a - 1] + 1) // 2 for a, _, _ in parts[1:]] + [f]
     # every frame belongs to a window: cuts lie midway between the last landmarks of one and the first of the next
     window = np.searchsorted(cuts[1:-1], np.arange(f), side="right")
+    outline = None
+    if hand_masks is not None:
+        Rt, tt, size = torch.as_tensor(R), torch.as_tensor(t), float(every.size.median())
+        shapes = silhouette.prepare(every.K, Rt, tt, hand_masks, object_masks, valid, size, seed=seed)
+        if shapes is not None:
+            owns = torch.as_tensor(window[shapes.frames] == np.arange(len(parts))[:, None]).double()
+            ids = torch.arange(0, len(model.v_template), 2)
+            outline = lambda x: silhouette.system(model, x, shapes, owns, ids)  # noqa: E731
     for _ in range(2):
-        grasps, _, scale_std = hs.minimise_shared(model, grasps, balanced(clear), terms, share, centre)
+        grasps, _, scale_std = hs.minimise_shared(model, grasps, balanced(clear), terms, share, centre, extra=outline)
         held = stack([grasps[i : i + 1] for i in range(len(parts))], window)
         seeable = visibility(model, held, every.apart(), hand_masks, points)
         clear = replace(ev, weight=ev.weight * seeable.transpose(0, 1)[:, rows], weight3d=ev.weight3d * seeable.transpose(0, 1)[:, rows])

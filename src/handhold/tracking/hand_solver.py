@@ -7,6 +7,7 @@ closed-form derivatives, so one Gauss-Newton step for many hypotheses at once co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -323,10 +324,18 @@ def minimise(
 
 
 def minimise_shared(
-    model: HandModel, state: HandState, ev: Evidence, terms: Terms, share: Tensor, centre: Tensor | None, iterations: int = 20
+    model: HandModel,
+    state: HandState,
+    ev: Evidence,
+    terms: Terms,
+    share: Tensor,
+    centre: Tensor | None,
+    iterations: int = 20,
+    extra: Callable[[HandState], tuple[Tensor, Tensor, Tensor]] | None = None,
 ) -> tuple[HandState, Tensor, float]:
     """W hands (windows) with their own pose and placement but one shape and one scale, solved together.
 
+    `extra(state)` may add a term: cost (W,), H (W,62,62), g (W,62).
     Returns the states, their costs (W,), and the standard deviation of the log scale from the curvature at the optimum.
     """
     w = len(state.rot)
@@ -334,7 +343,12 @@ def minimise_shared(
     own = torch.arange(w * N_HAND).reshape(w, N_HAND)
     index = torch.cat([own, (w * N_HAND + torch.arange(11)).expand(w, 11)], 1)  # (W,62) into the joint system
     n = w * N_HAND + 11
-    sys, lam = assemble(model, state, ev, terms, share, centre), 1e-3
+
+    def system(x: HandState) -> System:
+        base = assemble(model, x, ev, terms, share, centre)
+        return base if extra is None else System(*(a + b for a, b in zip((base.cost, base.H, base.g), extra(x), strict=True)))
+
+    sys, lam = system(state), 1e-3
 
     def joint(sys: System) -> tuple[Tensor, Tensor]:
         H, g = torch.zeros(n * n, dtype=F64), torch.zeros(n, dtype=F64)
@@ -345,7 +359,7 @@ def minimise_shared(
     for _ in range(iterations):
         step = torch.linalg.solve(H + torch.diag(lam * H.diagonal() + 1e-9), -g)[index].clamp(-0.5, 0.5)
         trial = state.retract(step, model.joint_frames)
-        new = assemble(model, trial, ev, terms, share, centre)
+        new = system(trial)
         if new.cost.sum() < sys.cost.sum():
             small = float(sys.cost.sum() - new.cost.sum()) < 1e-6 * float(sys.cost.sum())
             state, sys, lam = trial, new, lam * 0.3
@@ -437,12 +451,11 @@ def minimise_track(
     smooth: Smoothness,
     iterations: int = 15,
     free_betas: bool = False,
-    extra=None,
 ) -> HandState:
     """One hand per frame, all frames together: `state` holds F hands with the same betas, `ev` one frame each (F,1).
 
     Levenberg-Marquardt on the block-tridiagonal system. Shape, when free, takes its own (half) step alongside; its prior
-    counts once per frame, so pass terms.betas = 1 / F. `extra(state)` may add a term: cost, (F,51,51) and (F,51).
+    counts once per frame, so pass terms.betas = 1 / F.
     """
     frames, f = model.joint_frames, len(state.rot)
     share = torch.ones(f, 1, dtype=F64)
@@ -451,15 +464,9 @@ def minimise_track(
         a = assemble(model, x, ev, terms, share, None, jacobian)
         cost, diag, lower, grad = _motion(x, smooth, frames)
         total = a.cost.sum() + cost
-        more = extra(x) if extra is not None else None
-        if more is not None:
-            total = total + more[0]
         if not jacobian:
             return total, None, None, None, None
-        D, g = a.H[:, :N_HAND, :N_HAND] + diag, a.g[:, :N_HAND] + grad
-        if more is not None:
-            D, g = D + more[1], g + more[2]
-        return total, D, lower, g, a
+        return total, a.H[:, :N_HAND, :N_HAND] + diag, lower, a.g[:, :N_HAND] + grad, a
 
     lam, now = 1e-3, system(state)
     for _ in range(iterations):

@@ -124,14 +124,14 @@ def structure_from_motion(
     made = {}
     for k, name in enumerate(regions):
         tell(0.7 + 0.3 * k / len(regions), f"joining sub-models ({name})")
-        made[name] = _solve(z[f"{name}_poses"], z[f"{name}_track"], z[f"{name}_xy"], frames, K, seed)
+        made[name] = _solve(z, name, frames, K, seed)
     chosen = "object"
     if len(regions) > 1:
         # the object is what is asked for: the hand's pixels must place clearly more frames to be believed over it
         if _agreeing(made["object"]) < 0.9 * _agreeing(made["both"]):
             chosen = "both"
         else:
-            made["object"] = _extend(made["object"], z["both_poses"], z["both_track"], z["both_xy"], K, seed)
+            made["object"] = _extend(made["object"], z, K, seed)
     tell(1.0, "poses done")
     result = made[chosen]
     return replace(result, notes=(f"features from: {NAMES[chosen]}", *result.notes))
@@ -142,13 +142,21 @@ def _agreeing(r: SfmResult) -> int:
     return int((r.confidence >= 0.3).sum())
 
 
-def _extend(r: SfmResult, models, track, xy, K, seed) -> SfmResult:
+def _tracks(z: dict, name: str, K: np.ndarray, count: int) -> refine.Tracks:
+    track, xy = z[f"{name}_track"], z[f"{name}_xy"]
+    d = z[f"{name}_descriptor"].astype(np.float32)
+    d /= np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-9)
+    x, row = _normalise(xy, K), np.arange(len(xy))
+    return refine.Tracks(track[:, 0], track[:, 1], x, float(K[0, 0]), count, row, z[f"{name}_described"], d)
+
+
+def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int) -> SfmResult:
     """Place frames the object's own texture could not with the hand's as well; the others stay as they are."""
-    if r.registered.all() or not r.registered.any() or not len(track):
+    if r.registered.all() or not r.registered.any() or not len(z["both_track"]):
         return r
-    t = refine.Tracks(track[:, 0], track[:, 1], _normalise(xy, K), float(K[0, 0]), len(r.registered))
+    t = _tracks(z, "both", K, len(r.registered))
     essentials: dict = {}
-    pieces = [p for m in models for p in refine.split(m, t, essentials)]
+    pieces = [p for m in z["both_poses"] for p in refine.split(m, t, essentials)]
     poses, reason = refine.grow(r.cam_from_object, pieces, t, r.reason, seed, keep=True)
     new = refine.is_registered(poses) & ~r.registered
     trust = np.zeros(len(new))
@@ -212,19 +220,19 @@ def _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeou
     )
 
 
-def _solve(models, track, xy, frames, K, seed) -> SfmResult:
+def _solve(z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int) -> SfmResult:
     """From the mapper's models of one region to one result."""
-    count = len(frames)
+    count, models, xy = len(frames), z[f"{name}_poses"], z[f"{name}_xy"]
     fragments = tuple(tuple(int(i) for i in np.flatnonzero(refine.is_registered(m))) for m in models)
-    if not len(models) or not len(track):
+    if not len(models) or not len(xy):
         return _nothing(count, "no two frames share enough features", fragments)
-    t = refine.Tracks(track[:, 0], track[:, 1], _normalise(xy, K), float(K[0, 0]), count)
-    poses, trust, reason, notes = refine.assemble(models, t, seed)
+    poses, trust, reason, t, notes = refine.assemble(models, _tracks(z, name, K, count), seed)
     registered = refine.is_registered(poses)
     if not registered.any():
         return _nothing(count, "no sub-model agrees with the motion between its frames", fragments)
     X, error = refine.triangulate(poses, t)
     fit = error < refine.PIXELS
+    xy = xy[t.row]
     point, index = np.unique(t.track[fit], return_inverse=True)
     inliers = np.bincount(t.frame[fit], minlength=count)
     h, w = frames.shape[1:3]

@@ -20,7 +20,7 @@ from string import Template
 import cv2
 import numpy as np
 
-from ..export.glb import HAND_COLORS
+from ..export.glb import HAND_COLORS, held
 from ..export.meshes import colors_u8
 from ..files import write_atomically
 from ..scene import Body, Scene, Sequence, Skinned
@@ -140,6 +140,9 @@ def _packed(name: str, body: Body, rows: np.ndarray) -> dict:
         "confidence": [round(float(c), 3) for c in np.nan_to_num(body.confidence[rows])],
         "reason": [str(r) for r in body.reason[rows]],
     }
+    values = body.motion.vertices if isinstance(body.motion, Skinned) else body.motion.world_from_body
+    finite = np.isfinite(values).reshape(len(values), -1).all(1)
+    rows = np.where(finite, np.arange(len(values)), held(body.valid))[rows]  # a lost frame may have no pose at all
     if isinstance(body.motion, Skinned):
         vertices = np.nan_to_num(np.asarray(body.motion.vertices, np.float64)[rows])
         low, high = vertices.min((0, 1)), vertices.max((0, 1))

@@ -16,7 +16,12 @@ from ..metrics import describe
 from ..scene import Body, Scene, Sequence, Skinned
 
 LABELS = {"right": "Right hand", "left": "Left hand", "object": "Object", "other": "Other movement"}
-MASK_COLORS = {"right": (255, 112, 60), "left": (64, 150, 255), "object": (60, 205, 120), "other": (176, 130, 230)}  # sRGB
+MASK_COLORS = {
+    "right": (255, 112, 60),
+    "left": (64, 150, 255),
+    "object": (60, 205, 120),
+    "other": (176, 130, 230),
+}  # sRGB
 MAX_THUMBS = 60
 K_SOURCES = {
     "given": "given by the user",

@@ -1,0 +1,116 @@
+"""The first whole method: skinned hands, one rigid unknown object.
+
+Surface by a signed-distance grid (strong on pose and geometry), appearance by Gaussians on that surface (strong on colour),
+rendered together with the hand in true occlusion order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import cv2
+import numpy as np
+import torch
+
+from ..hand import HandModel
+from ..scene import Mesh, Sequence
+from ..shapes.gaussians import Gaussians
+from ..shapes.sdf import surface
+from ..tracking.object import Observations, ObjectField, Stage, refine_object
+
+
+@dataclass(frozen=True)
+class RigidFit:
+    """What the fit stage turns into a scene."""
+
+    mesh: Mesh | None  # metres, object frame
+    gaussians: Gaussians | None  # object frame
+    cam_from_object: np.ndarray  # (F,4,4)
+    object_confidence: np.ndarray  # (F,)
+    object_reason: np.ndarray  # (F,) str
+    hands: dict  # side -> HandTrack
+    notes: list[str] = field(default_factory=list)
+
+
+STAGES = (
+    Stage(48, 250, (2.5, 1.0), 0.5),
+    Stage(80, 350, (1.2, 0.6), 1.0),
+)
+
+
+def fit_rigid(sequence: Sequence, tracks, seed: int = 0, device: str = "cpu", progress: Callable[[float, str], None] | None = None) -> RigidFit:
+    """Fit one clip; see the module's head. Deterministic for a seed."""
+    say = progress or (lambda share, what: None)
+    n = len(sequence)
+    known = np.isfinite(tracks.cam_from_object[:, 0, 0])
+    if known.sum() < 3:
+        return RigidFit(None, None, tracks.cam_from_object, tracks.confidence, tracks.reason, tracks.hands, ["no object surface: its pose is unknown"])
+    hands = {s: posed_hand(s, h) for s, h in tracks.hands.items()}
+    depth = hand_depth(sequence, hands)
+    masks = sequence.masks
+    hidden = np.zeros_like(masks["object"])
+    for k in ("right", "left", "other"):
+        if k in masks:
+            hidden |= masks[k]
+    obs = Observations(sequence.frames, masks["object"], hidden, sequence.K, depth)
+    weight = np.clip(tracks.confidence * sequence.mask_confidence.get("object", np.ones(n)), 0.02, 1)
+    fitted = refine_object(
+        obs, tracks.cam_from_object, weight, STAGES, seed=seed, pose_lr=1.5e-3, progress=lambda s, what, **kw: say(0.7 * s, what)
+    )
+    mesh, notes = surface(fitted.grid)
+    if not len(mesh.faces):
+        return RigidFit(None, None, fitted.cam_from_object, tracks.confidence, tracks.reason, tracks.hands, notes)
+    moved = {s: follow(h, tracks.cam_from_object, fitted.cam_from_object) for s, h in tracks.hands.items()}
+    confidence = frame_confidence(fitted, tracks.confidence)
+    return RigidFit(mesh, None, fitted.cam_from_object, confidence, tracks.reason, moved, notes)
+
+
+def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (F,V,3) camera frame and faces of a tracked hand, sealed at the wrist."""
+    model = HandModel.open(side, dtype=torch.float64).sealed()
+    posed = model.with_shape(torch.as_tensor(h.betas)).with_pose(torch.as_tensor(h.pose), torch.as_tensor(h.transl))
+    return posed.vertices.numpy(), np.asarray(model.faces)
+
+
+def hand_depth(sequence: Sequence, hands: dict) -> np.ndarray:
+    """(F,H,W) depth of the nearest hand surface where the mask also says hand; inf elsewhere. By painter's z-buffer."""
+    n, (w, h) = len(sequence), sequence.size
+    out = np.full((n, h, w), np.inf, np.float32)
+    for side, (vertices, faces) in hands.items():
+        mask = sequence.masks.get(side)
+        for i in range(n):
+            v = vertices[i]
+            if not np.isfinite(v).all() or (v[:, 2] < 0.05).any():
+                continue
+            d = depth_image(v, faces, sequence.K, w, h)
+            if mask is not None:
+                d = np.where(mask[i], d, np.inf)
+            out[i] = np.minimum(out[i], d)
+    return out
+
+
+def depth_image(vertices: np.ndarray, faces: np.ndarray, K: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(H,W) depth of a mesh's front surface, inf where there is none. Triangles are flat-filled, far to near."""
+    uv = vertices[:, :2] / vertices[:, 2:] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]] - 0.5
+    z = vertices[faces, 2].mean(1)
+    image = np.full((height, width), np.inf, np.float32)
+    tri = np.round(uv[faces] * 16).astype(np.int32)
+    for k in np.argsort(-z):
+        cv2.fillConvexPoly(image, tri[k], float(z[k]), lineType=cv2.LINE_8, shift=4)
+    return image
+
+
+def follow(h, before: np.ndarray, after: np.ndarray):
+    """The hand moved along with the object's refined pose: what was rigid with the object stays so."""
+    pose, transl = h.pose.copy(), h.transl.copy()
+    # not yet: the hand keeps its own pose where the change is unknown
+    return replace(h, pose=pose, transl=transl)
+
+
+def frame_confidence(fitted: ObjectField, prior: np.ndarray) -> np.ndarray:
+    """Tracking's confidence, lowered where the final rendering disagrees with the frame."""
+    e = fitted.error
+    typical = np.nanmedian(e)
+    doubt = np.clip(1.6 - 0.6 * e / max(typical, 1e-6), 0.1, 1.0)
+    return np.where(np.isfinite(e), prior * doubt, 0.0).astype(np.float32)

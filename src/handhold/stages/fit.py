@@ -1,0 +1,69 @@
+"""fit: tracks -> shape, appearance and refined poses: `scene.npz` and `3_fit/object_gaussians.npz`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..errors import StageFailed
+from ..hand import HandModel
+from ..progress import Progress
+from ..runs import Run
+from ..scene import Body, Mesh, Rigid, Scene, Sequence, Skinned, save_npz
+from .prepare import _part, load_prepared
+from .track import HandTrack, Tracks, load_tracks
+
+MIN_CONFIDENCE = 0.15  # an object frame below this is not shown as found
+
+
+def fit(run: Run, config: Config, report: Progress) -> None:
+    """Fit the object's surface (SDF grid), both bodies' Gaussians, and the poses; write the scene."""
+    from ..methods.rigid import fit_rigid
+
+    sequence = load_prepared(run)
+    tracks = load_tracks(run, sequence)
+    if not tracks.hands and not np.isfinite(tracks.cam_from_object[:, 0, 0]).any():
+        raise StageFailed("Neither a hand nor the object could be tracked; there is nothing to fit.")
+    result = fit_rigid(sequence, tracks, seed=config.seed, device=config.device, progress=partial(_part, report, 0.0, 0.95))
+    for note in result.notes:
+        report.note(note)
+    if result.gaussians is not None:
+        g = result.gaussians
+        save_npz(run.fit_dir / "object_gaussians.npz", {k: np.asarray(getattr(g, k).detach().cpu().numpy()) for k in ("means", "quats", "scales", "opacities", "colors")})
+    scene = build_scene(sequence, tracks, result)
+    scene.save(run.scene_path)
+    report(1.0)
+
+
+def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
+    """Tracks and fitted shape as a `Scene` (camera frame = world: the camera is static)."""
+    n = len(sequence)
+    bodies: dict[str, Body] = {}
+    for side, h in result.hands.items():
+        bodies[side] = hand_body(side, h)
+    if result.mesh is not None:
+        poses = result.cam_from_object
+        found = np.isfinite(poses[:, 0, 0])
+        valid = found & (result.object_confidence >= MIN_CONFIDENCE)
+        bodies["object"] = Body(result.mesh, Rigid(_held(poses, found)), valid, result.object_confidence * found, result.object_reason)
+    return Scene(sequence.K, sequence.size, sequence.fps, sequence.indices, np.tile(np.eye(4), (n, 1, 1)), bodies)
+
+
+def hand_body(side: str, h: HandTrack) -> Body:
+    """A tracked hand as a skinned body of the open hand model."""
+    model = HandModel.open(side, dtype=torch.float64)
+    posed = model.with_shape(torch.as_tensor(h.betas)).with_pose(torch.as_tensor(h.pose), torch.as_tensor(h.transl))
+    vertices, joints = posed.vertices.numpy(), posed.joints.numpy()
+    valid = np.isfinite(vertices).all((1, 2)) & (h.confidence > 0)
+    shape = Mesh(posed.rest_vertices.numpy()[0] if posed.rest_vertices.ndim == 3 else posed.rest_vertices.numpy(), np.asarray(model.faces))
+    return Body(shape, Skinned(f"open_hand_{side}", h.pose, h.betas, h.transl, vertices, joints), valid, h.confidence, h.reason)
+
+
+def _held(poses: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """Poses with every unknown frame holding the nearest known one (they are marked invalid)."""
+    known = np.flatnonzero(found)
+    nearest = known[np.abs(np.arange(len(poses))[:, None] - known[None]).argmin(1)]
+    return poses[nearest]

@@ -1,0 +1,120 @@
+"""track: prepared clip -> hand and object poses in the camera's frame, metres, in `2_track/`.
+
+tracks.npz: object.cam_from_object (F,4,4), NaN where unknown; object.confidence, object.reason; object.scale_known;
+hand.<side>.{pose,betas,transl,confidence,reason,windows}. points.ply: the sparse points, object frame, metres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..errors import StageFailed, UnusableInput
+from ..hand import HandModel
+from ..progress import Progress
+from ..runs import Run
+from ..scene import SIDES, Mesh, Sequence, load_npz, save_npz
+from .prepare import _part, load_prepared
+
+
+@dataclass(frozen=True)
+class HandTrack:
+    """One hand over the clip, camera frame, metres."""
+
+    pose: np.ndarray  # (F,16,3)
+    betas: np.ndarray  # (10,)
+    transl: np.ndarray  # (F,3)
+    confidence: np.ndarray  # (F,)
+    reason: np.ndarray  # (F,) str
+    windows: np.ndarray  # (W,2) stable grasps, frames [start, end)
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """What tracking hands to the fit."""
+
+    cam_from_object: np.ndarray  # (F,4,4), NaN where unknown
+    confidence: np.ndarray  # (F,)
+    reason: np.ndarray  # (F,) str
+    points: np.ndarray  # (P,3) metres, object frame
+    point_colors: np.ndarray  # (P,3) uint8
+    hands: dict[str, HandTrack]
+
+
+def track(run: Run, config: Config, report: Progress) -> None:
+    """Object poses by structure from motion, hands and metric scale from the grasp; see the module's head."""
+    from ..export.meshes import write_ply
+    from ..tracking.grasp import fit_grasp, fit_hand
+    from ..tracking.sfm import structure_from_motion
+
+    sequence = load_prepared(run)
+    hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
+    all_hands = np.any(list(hand_masks.values()), axis=0) if hand_masks else None
+    sfm = structure_from_motion(
+        sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed,
+        partial(_part, report, 0.0, 0.55), all_hands,
+    )  # fmt: skip
+    for note in sfm.notes:
+        report.note(note)
+    registered = int(sfm.registered.sum())
+    models = {s: HandModel.open(s, dtype=torch.float64) for s in sequence.landmarks}
+    if registered < 3:
+        report.partial("The object's pose could not be found in any frame: too little texture for structure from motion.")
+        hands = {s: fit_hand(m, sequence.K, sequence.landmarks[s]) for s, m in models.items()}
+    else:
+        hands = {}
+        for k, (s, model) in enumerate(models.items()):
+            report(0.55 + 0.4 * k / len(models), f"{s} hand in the object's frame")
+            hands[s] = fit_grasp(
+                model, sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
+                hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed, object_masks=sequence.masks["object"],
+            )  # fmt: skip
+    scale = _common_scale(hands, report) if registered >= 3 else 1.0
+    poses = sfm.cam_from_object.copy()
+    poses[:, :3, 3] *= scale
+    arrays = {
+        "object.cam_from_object": poses,
+        "object.confidence": sfm.confidence,
+        "object.reason": np.asarray(sfm.reason, dtype=np.str_),
+        "points": sfm.points * scale,
+        "point_colors": sfm.point_colors,
+    }
+    for s, h in hands.items():
+        arrays |= {
+            f"hand.{s}.pose": h.pose, f"hand.{s}.betas": h.betas, f"hand.{s}.transl": h.transl * (scale / h.scale if registered >= 3 else 1.0),
+            f"hand.{s}.confidence": h.confidence, f"hand.{s}.reason": np.asarray(h.reason, dtype=np.str_),
+            f"hand.{s}.windows": np.asarray(h.windows, np.int64).reshape(-1, 2),
+        }  # fmt: skip
+    save_npz(run.track_dir / "tracks.npz", arrays)
+    if len(sfm.points):
+        write_ply(run.track_dir / "points.ply", Mesh(np.asarray(sfm.points * scale, np.float32), np.zeros((0, 3), np.int32), sfm.point_colors / np.float32(255)))
+    report(1.0, registered=registered)
+
+
+def _common_scale(hands, report: Progress) -> float:
+    """Metres per unit of the object's frame: the hands' own estimates, weighted by how sure each is."""
+    logs = np.array([np.log(h.scale) for h in hands.values()])
+    weights = np.array([1.0 / max(h.scale_std, 0.01) ** 2 for h in hands.values()])
+    if len(logs) == 2 and abs(logs[0] - logs[1]) > 0.25:
+        report.note(f"the two hands disagree on the object's scale by {100 * (np.exp(abs(logs[0] - logs[1])) - 1):.0f} %")
+    return float(np.exp((logs * weights).sum() / weights.sum()))
+
+
+def load_tracks(run: Run, sequence: Sequence) -> Tracks:
+    """Read `2_track/tracks.npz`; raises `UnusableInput` when it is not there."""
+    path = run.track_dir / "tracks.npz"
+    if not path.is_file():
+        raise UnusableInput(f"{run.track_dir} is not complete; run `handhold track {run.root}` again.")
+    z = load_npz(path)
+    hands = {
+        s: HandTrack(*(z[f"hand.{s}.{k}"] for k in ("pose", "betas", "transl", "confidence", "reason", "windows")))
+        for s in SIDES
+        if f"hand.{s}.pose" in z
+    }
+    if len(z["object.confidence"]) != len(sequence):
+        raise StageFailed("The tracks are of another clip; run the `track` stage again.")
+    return Tracks(z["object.cam_from_object"], z["object.confidence"], z["object.reason"], z["points"], z["point_colors"], hands)
