@@ -10,7 +10,11 @@ Names are imported when first used, so `import handhold` is quick.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# OpenMP threads that wait by spinning slow everything else on a busy machine many times over; ours and torch's should sleep.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,20 @@ from handhold.geometry import meshes
 
 CUBE_V = torch.tensor([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=torch.float64)
 CUBE_F = torch.tensor(
-    [[0, 1, 3], [0, 3, 2], [4, 6, 7], [4, 7, 5], [0, 4, 5], [0, 5, 1], [2, 3, 7], [2, 7, 6], [0, 2, 6], [0, 6, 4], [1, 5, 7], [1, 7, 3]]
+    [
+        [0, 1, 3],
+        [0, 3, 2],
+        [4, 6, 7],
+        [4, 7, 5],
+        [0, 4, 5],
+        [0, 5, 1],
+        [2, 3, 7],
+        [2, 7, 6],
+        [0, 2, 6],
+        [0, 6, 4],
+        [1, 5, 7],
+        [1, 7, 3],
+    ]
 )
 
 
@@ -64,7 +77,9 @@ def test_closest_point_equals_brute_force_inside_and_far_away():
     u = torch.rand(4000, 3, generator=gen, dtype=torch.float64)
     sampled = (tri[:, None] * (u / u.sum(-1, keepdim=True))[None, :40, :, None]).sum(-2).reshape(-1, 3)
     assert (got.distance <= torch.cdist(q, sampled).min(-1).values + 1e-9).all()
-    bary = meshes.closest_on_triangles(q[:, None].expand(-1, len(f), -1), *(tri[None, :, k].expand(len(q), -1, -1) for k in range(3)))
+    bary = meshes.closest_on_triangles(
+        q[:, None].expand(-1, len(f), -1), *(tri[None, :, k].expand(len(q), -1, -1) for k in range(3))
+    )
     brute = ((bary[..., None] * tri).sum(-2) - q[:, None]).norm(dim=-1).min(-1).values
     assert (got.distance - brute).abs().max() < 1e-12
     assert ((got.points - q).norm(dim=-1) - got.distance).abs().max() < 1e-12

@@ -15,7 +15,9 @@ def random_rotations(n: int, seed: int = 0) -> torch.Tensor:
 
 
 def axis(n: int, seed: int = 1) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(n, 3, dtype=F64, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return torch.nn.functional.normalize(
+        torch.randn(n, 3, dtype=F64, generator=torch.Generator().manual_seed(seed)), dim=-1
+    )
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-7, 1e-3, 0.09, 0.11, 1.0, 3.0, math.pi - 1e-4, math.pi - 1e-9])

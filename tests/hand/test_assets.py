@@ -42,7 +42,9 @@ def mano(rng_seed: int = 0) -> dict:
     """Arrays of MANO's shapes with MANO's tree; the geometry is noise."""
     rng = np.random.default_rng(rng_seed)
     weights = rng.random((778, 16))
-    regressor = scipy.sparse.random(16, 778, 0.05, format="csc", random_state=0) + scipy.sparse.csc_matrix(np.eye(16, 778))
+    regressor = scipy.sparse.random(16, 778, 0.05, format="csc", random_state=0) + scipy.sparse.csc_matrix(
+        np.eye(16, 778)
+    )
     regressor = scipy.sparse.csc_matrix(regressor / regressor.sum(1))
     tree = np.array([[2**32 - 1, *jt.MANO_PARENTS[1:]], range(16)], np.int64)
     return {
@@ -101,7 +103,12 @@ def test_left_shapedirs_defect_is_found_and_mended(tmp_path):
     a = load_mano(write(tmp_path / "good_LEFT.pkl", good), right=r)
     b = load_mano(write(tmp_path / "bad_LEFT.pkl", bad), right=r)
     shipped = load_mano(tmp_path / "bad_LEFT.pkl", fix_left_shapedirs=False)
-    assert torch.equal(a.shapedirs, b.shapedirs) and "fixed" in b.name and "as_shipped" in a.name and "as_shipped" in shipped.name
+    assert (
+        torch.equal(a.shapedirs, b.shapedirs)
+        and "fixed" in b.name
+        and "as_shipped" in a.name
+        and "as_shipped" in shipped.name
+    )
     betas = torch.full((10,), 2.0)
     apart = (b.with_shape(betas).vertices - shipped.with_shape(betas).vertices).norm(dim=-1).max()
     assert apart > 1e-3 and torch.equal(b.with_shape().vertices, shipped.with_shape().vertices)

@@ -63,7 +63,9 @@ def test_joints_fast_path_equals_the_skinned_mesh(hand):
         theta, transl = random_pose(3)
         shaped = model.with_shape(torch.randn(3, 10, dtype=F64))
         posed = shaped.with_pose(theta, transl)
-        assert (shaped.joints(theta, transl)[:, list(jt.OPENPOSE_TIPS)] - posed.vertices[:, model.tip_ids]).abs().max() < 1e-12
+        assert (
+            shaped.joints(theta, transl)[:, list(jt.OPENPOSE_TIPS)] - posed.vertices[:, model.tip_ids]
+        ).abs().max() < 1e-12
         ids = torch.tensor([5, 700, 1500])
         assert (shaped.skin(theta, transl, ids) - posed.vertices[:, ids]).abs().max() < 1e-12
 
@@ -71,7 +73,11 @@ def test_joints_fast_path_equals_the_skinned_mesh(hand):
 def test_bones_keep_their_length_and_names_land_where_they_should(hand):
     theta, transl = random_pose(6)
     rest, posed = hand.with_shape().joints(torch.zeros(16, 3, dtype=F64)), hand.with_shape().joints(theta, transl)
-    bone = lambda j: (j - j[..., list(jt.OPENPOSE_PARENTS), :])[..., [i for i in range(1, 21) if i not in jt.OPENPOSE_TIPS], :].norm(dim=-1)  # noqa: E731
+    inner = [i for i in range(1, 21) if i not in jt.OPENPOSE_TIPS]
+
+    def bone(j):
+        return (j - j[..., list(jt.OPENPOSE_PARENTS), :])[..., inner, :].norm(dim=-1)
+
     assert (bone(posed) - bone(rest)).abs().max() < 1e-12
     assert rest[4, 2] == rest[:, 2].max() and rest[20, 2] == rest[:, 2].min()  # thumb side +z, little finger -z
     assert int(rest[:, 0].argmin()) == 12  # the middle fingertip reaches farthest along -x
@@ -145,7 +151,9 @@ def test_surface_points_unpose_to_their_rest_place(hand):
     points, face, bary = meshes.sample_surface(posed.vertices, hand.faces, 300, torch.Generator().manual_seed(0))
     u = posed.unpose(points)
     want = meshes.interpolate(posed.rest_vertices, hand.faces, face, bary)
-    assert ((u.points - want).norm(dim=-1) < 1e-9).double().mean() > 0.97  # the rest lie where fingers pass through each other
+    assert (
+        (u.points - want).norm(dim=-1) < 1e-9
+    ).double().mean() > 0.97  # the rest lie where fingers pass through each other
     assert (posed.repose(u) - points).abs().max() < 1e-12
     assert u.distance.max() < 1e-9 and (u.weights.sum(-1) - 1).abs().max() < 1e-9
 

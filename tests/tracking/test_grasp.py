@@ -11,8 +11,8 @@ from handhold.errors import StageFailed
 from handhold.geometry import rigid
 from handhold.hand import HandModel
 from handhold.scene import Landmarks
+from handhold.tracking import hand_motion, silhouette
 from handhold.tracking import hand_solver as hs
-from handhold.tracking import silhouette
 from handhold.tracking.grasp import fit_grasp, fit_hand
 
 F64 = torch.float64
@@ -65,8 +65,12 @@ def test_vertex_derivatives(hand):
 def random_motion(n: int, seed: int = 0) -> np.ndarray:
     """(n,4,4) camera from object: turning about a wandering axis, half a metre away."""
     rng = np.random.default_rng(seed)
-    w = torch.as_tensor(np.stack([0.5 * np.sin(np.linspace(0, 3, n)), np.linspace(0, 4.0, n), 0.3 * np.cos(np.linspace(0, 2, n))], 1))
-    t = torch.as_tensor(np.array([0, 0, 0.5]) + 0.02 * rng.standard_normal(3) + 0.03 * np.sin(np.linspace(0, 4, n))[:, None])
+    w = torch.as_tensor(
+        np.stack([0.5 * np.sin(np.linspace(0, 3, n)), np.linspace(0, 4.0, n), 0.3 * np.cos(np.linspace(0, 2, n))], 1)
+    )
+    t = torch.as_tensor(
+        np.array([0, 0, 0.5]) + 0.02 * rng.standard_normal(3) + 0.03 * np.sin(np.linspace(0, 4, n))[:, None]
+    )
     return rigid.rigid(rigid.so3_exp(w), t).numpy()
 
 
@@ -74,12 +78,27 @@ def test_objective_gradient(hand):
     motion = torch.as_tensor(random_motion(4))
     gen = torch.Generator().manual_seed(1)
     draw = lambda *s: torch.rand(*s, generator=gen, dtype=F64)  # noqa: E731
-    ev = hs.Evidence(torch.as_tensor(K), hs.landmark_offsets(hand), motion[None, :, :3, :3], motion[None, :, :3, 3], 300 * draw(1, 4, 21, 2),
-                     draw(1, 4, 21), torch.full((1, 4), 80.0, dtype=F64), 0.05 * draw(1, 4, 21, 3), draw(1, 4, 21))  # fmt: skip
-    terms, share, centre = hs.Terms(sigma=1.0, weight3d=0.0), draw(2, 4), draw(3) * 0.1
+    ev = hs.Evidence(
+        torch.as_tensor(K),
+        hs.landmark_offsets(hand),
+        motion[None, :, :3, :3],
+        motion[None, :, :3, 3],
+        points=300 * draw(1, 4, 21, 2),
+        weight=draw(1, 4, 21),
+        size=torch.full((1, 4), 80.0, dtype=F64),
+        points3d=0.05 * draw(1, 4, 21, 3),
+        weight3d=draw(1, 4, 21),
+    )
+    terms, share, centre = (
+        hs.Terms(sigma=1.0, weight3d=0.0, log_scale=0.3, log_scale_std=0.1),
+        draw(2, 4),
+        draw(3) * 0.1,
+    )
     state = random_state(2)
     g = hs.assemble(hand, state, ev, terms, share, centre).g
-    want = derivative(lambda x: hs.assemble(hand, x, ev, terms, share, centre, jacobian=False).cost, state, hand.joint_frames, 62)
+    want = derivative(
+        lambda x: hs.assemble(hand, x, ev, terms, share, centre, jacobian=False).cost, state, hand.joint_frames, 62
+    )
     assert (g - want).abs().max() < 1e-4 * want.abs().max()
 
 
@@ -92,10 +111,14 @@ def test_chain_solver_equals_dense():
     b = torch.randn(f, n, generator=gen, dtype=F64)
     blocks = A.reshape(f, n, f, n).transpose(1, 2)
     diag, lower = torch.stack([blocks[i, i] for i in range(f)]), torch.stack([blocks[i + 1, i] for i in range(f - 1)])
-    assert (hs._solve_chain(diag, lower, b) - torch.linalg.solve(A, b.reshape(-1)).reshape(f, n)).abs().max() < 1e-10
+    assert (
+        hand_motion._solve_chain(diag, lower, b) - torch.linalg.solve(A, b.reshape(-1)).reshape(f, n)
+    ).abs().max() < 1e-10
 
 
-def landmarks_of(joints: np.ndarray, k: np.ndarray, noise: float = 3.0, missing: float = 0.4, seed: int = 0) -> Landmarks:
+def landmarks_of(
+    joints: np.ndarray, k: np.ndarray, noise: float = 3.0, missing: float = 0.4, seed: int = 0
+) -> Landmarks:
     """Projected joints with noise, frames without a detection, and fingers thrown 30 pixels off."""
     rng = np.random.default_rng(seed)
     p = joints @ k.T
@@ -127,7 +150,19 @@ def demo_fit(demo, unit: float, invalid=(), seed=0, **kw):
     pose[list(invalid)] = np.nan
     valid = np.isfinite(pose).all((1, 2))
     lm = landmarks_of(demo["right_joints"], demo["K"])
-    return fit_grasp(HandModel.open(), demo["K"], pose, valid, None, lm, None, demo["object_vertices"] / unit, seed, mediapipe=False, **kw), lm
+    return fit_grasp(
+        HandModel.open(),
+        demo["K"],
+        pose,
+        valid,
+        None,
+        lm,
+        None,
+        demo["object_vertices"] / unit,
+        seed,
+        mediapipe=False,
+        **kw,
+    ), lm
 
 
 @pytest.mark.slow
@@ -141,8 +176,22 @@ def test_demo_grasp_and_scale_are_recovered(demo):
     found = np.isfinite(lm.points).all((1, 2))
     assert set(fit.reason[found]) == {"landmarks"} and set(fit.reason[~found]) == {"carried by the grasp"}
     assert (fit.confidence > 0.3).all() and fit.confidence[found].mean() > fit.confidence[~found].mean()
-    posed = HandModel.open().with_shape(torch.as_tensor(fit.betas)).with_pose(torch.as_tensor(fit.pose), torch.as_tensor(fit.transl))
-    assert np.abs(posed.joints.numpy() - fit.joints).max() < 1e-5 and np.abs(posed.vertices.numpy() - fit.vertices).max() < 1e-5
+    posed = (
+        HandModel.open()
+        .with_shape(torch.as_tensor(fit.betas))
+        .with_pose(torch.as_tensor(fit.pose), torch.as_tensor(fit.transl))
+    )
+    assert (
+        np.abs(posed.joints.numpy() - fit.joints).max() < 1e-5
+        and np.abs(posed.vertices.numpy() - fit.vertices).max() < 1e-5
+    )
+
+
+@pytest.mark.slow
+def test_a_known_scale_is_kept(demo):
+    fit, _ = demo_fit(demo, 1.7, scale_prior=(1.7, 0.005))
+    assert abs(np.log(fit.scale / 1.7)) < 0.015 and fit.scale_std < 0.006
+    assert relative_error(fit.joints, demo["right_joints"]) < 8
 
 
 @pytest.mark.slow
@@ -163,13 +212,14 @@ def test_object_units_do_not_matter_and_missing_poses_are_bridged(demo):
 def test_masks_help_when_landmarks_are_few(demo):
     masks = demo["masks"] == 1
     objects = demo["masks"] == 3
-    fit, _ = demo_fit(demo, 1.7, object_masks=objects)
     lm = landmarks_of(demo["right_joints"], demo["K"], noise=12.0, missing=0.85)
-    pose = demo["object_poses"].copy()
-    go = lambda m, o: fit_grasp(HandModel.open(), demo["K"], pose, np.ones(48, bool), None, lm, m, demo["object_vertices"],  # noqa: E731
-                                object_masks=o, mediapipe=False)  # fmt: skip
-    at_scale = lambda fit: relative_error(fit.joints / fit.scale, demo["right_joints"])  # noqa: E731
-    assert at_scale(go(masks, objects)) < at_scale(go(None, None)) + 1.0
+    given = (HandModel.open(), demo["K"], demo["object_poses"], np.ones(48, bool), None, lm)
+
+    def at_scale(**kw) -> float:
+        fit = fit_grasp(*given, object_points=demo["object_vertices"], mediapipe=False, **kw)
+        return relative_error(fit.joints / fit.scale, demo["right_joints"])
+
+    assert at_scale(hand_masks=masks, object_masks=objects) < at_scale() + 1.0
 
 
 @pytest.mark.slow
@@ -178,7 +228,9 @@ def test_a_regrasp_makes_two_windows(hand):
     state = random_state(2)
     pose = torch.zeros(2, 16, 3, dtype=F64)
     pose[0, 1:, 2], pose[1, 1:, 2] = 0.3, 0.7
-    state = replace(state, rot=rigid.so3_exp(pose), betas=torch.zeros(2, 10, dtype=F64), log_scale=torch.zeros(2, dtype=F64))
+    state = replace(
+        state, rot=rigid.so3_exp(pose), betas=torch.zeros(2, 10, dtype=F64), log_scale=torch.zeros(2, dtype=F64)
+    )
     y = hand.with_shape().joints(state.rot, torch.tensor([[0.1, 0.0, 0.03], [0.08, 0.06, -0.02]], dtype=F64)).numpy()
     joints = np.stack([y[int(f >= 22)] @ motion[f, :3, :3].T + motion[f, :3, 3] for f in range(48)])
     fit = fit_grasp(hand, K, motion, np.ones(48, bool), None, landmarks_of(joints, K), mediapipe=False)
@@ -196,7 +248,9 @@ def test_without_an_object_the_hand_still_moves_smoothly(demo):
 
 
 def test_no_landmarks_is_one_sentence(demo):
-    none = Landmarks(np.full((48, 21, 2), np.nan, np.float32), np.full((48, 21, 3), np.nan, np.float32), np.zeros(48, np.float32))
+    none = Landmarks(
+        np.full((48, 21, 2), np.nan, np.float32), np.full((48, 21, 3), np.nan, np.float32), np.zeros(48, np.float32)
+    )
     with pytest.raises(StageFailed, match="no hand landmarks"):
         fit_grasp(HandModel.open(), demo["K"], demo["object_poses"], np.ones(48, bool), None, none)
 

@@ -49,7 +49,8 @@ def area(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def volume(vertices: Tensor, faces: Tensor) -> Tensor:
-    """(*B) signed enclosed volume by the divergence theorem: positive when a watertight mesh's normals point outward."""
+    """(*B) signed enclosed volume by the divergence theorem: positive when a watertight mesh's normals point
+    outward."""
     a, b, c = corners(vertices, faces)
     return (a * torch.linalg.cross(b, c)).sum((-1, -2)) / 6
 
@@ -62,7 +63,8 @@ def edges(faces: np.ndarray | Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_watertight(faces: np.ndarray | Tensor) -> bool:
-    """True when every directed edge occurs once and its reverse occurs once: closed, manifold edges, one orientation."""
+    """True when every directed edge occurs once and its reverse occurs once: closed, manifold edges, one
+    orientation."""
     f = np.asarray(faces)
     if len(f) == 0:
         return False
@@ -106,7 +108,9 @@ def fill_holes(faces: np.ndarray, n_vertices: int) -> tuple[np.ndarray, list[np.
     return np.concatenate([np.asarray(faces), *fans]).astype(np.asarray(faces).dtype), rings
 
 
-def sample_surface(vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def sample_surface(
+    vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """`count` points, uniform by area: points (count,3), their face (count,), barycentric weights (count,3)."""
     p = face_areas(vertices.detach(), faces)
     face = torch.multinomial(p.double() / p.sum(), count, replacement=True, generator=generator)
@@ -163,8 +167,9 @@ class Closest(NamedTuple):
 def closest_point(query: Tensor, vertices: Tensor, faces: Tensor, chunk: int = 2048) -> Closest:
     """Exact closest surface point of each query (N,3) on the mesh (V,3), (T,3).
 
-    Triangles are tried in the order of a lower bound, the distance to their bounding sphere. A query is settled when the
-    best distance found is below the bound of the next triangle; the few that are not are tried against more of them.
+    Triangles are tried in the order of a lower bound, the distance to their bounding sphere. A query is settled when
+    the best distance found is below the bound of the next triangle; the few that are not are tried against more of
+    them.
     """
     a, b, c = corners(vertices, faces)
     centre = (a + b + c) / 3

@@ -1,9 +1,9 @@
 """Rotations and rigid motions: SO(3), SE(3), similarities. Pure functions on torch tensors, batched over leading axes.
 
 Every function is differentiable, also at the identity (Taylor branches) and close to half turns (through quaternions).
-Quaternions are wxyz with w >= 0; rotation vectors are axis times angle in radians. References: Sola et al., "A micro Lie
-theory" (2018), section 4 and appendices; Zhou et al., "On the continuity of rotation representations" (CVPR 2019) for the
-6D form; Umeyama, PAMI 1991, for similarities.
+Quaternions are wxyz with w >= 0; rotation vectors are axis times angle in radians. References: Sola et al., "A micro
+Lie theory" (2018), section 4 and appendices; Zhou et al., "On the continuity of rotation representations" (CVPR 2019)
+for the 6D form; Umeyama, PAMI 1991, for similarities.
 """
 
 from __future__ import annotations
@@ -185,7 +185,8 @@ def se3_log(t: Tensor) -> Tensor:
 
 
 def umeyama(a: Tensor, b: Tensor, weights: Tensor | None = None, scale: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Similarity s (*B), R (*B,3,3), t (*B,3) that minimises sum_i w_i |s R a_i + t - b_i|^2; a, b (*B,N,3), w (*B,N)."""
+    """Similarity s (*B), R (*B,3,3), t (*B,3) that minimises sum_i w_i |s R a_i + t - b_i|^2; a, b (*B,N,3), w
+    (*B,N)."""
     a, b = torch.broadcast_tensors(a, b)
     w = torch.ones_like(a[..., 0]) if weights is None else weights.expand(a.shape[:-1])
     w = (w / w.sum(-1, keepdim=True).clamp_min(torch.finfo(a.dtype).tiny))[..., None]

@@ -4,4 +4,13 @@ from .assets import load_mano
 from .joints import joint_limit_loss
 from .model import HandModel, PosedHand, ShapedHand, Unposed, mirror_points, mirror_pose
 
-__all__ = ["HandModel", "PosedHand", "ShapedHand", "Unposed", "joint_limit_loss", "load_mano", "mirror_points", "mirror_pose"]
+__all__ = [
+    "HandModel",
+    "PosedHand",
+    "ShapedHand",
+    "Unposed",
+    "joint_limit_loss",
+    "load_mano",
+    "mirror_points",
+    "mirror_pose",
+]

@@ -1,9 +1,9 @@
 """A user's own MANO file, read without chumpy and without trusting the pickle.
 
-`MANO_{RIGHT,LEFT}.pkl` (Romero et al. 2017; https://mano.is.tue.mpg.de, its own licence, never shipped here) is a Python 2
-pickle of numpy arrays, one scipy sparse matrix and chumpy expressions. A pickle can call anything it can import, so the
-unpickler here imports nothing: it admits a short list of names and answers each with an inert class or a checked
-constructor of ours. Anything else ends in `UnusableInput` before it is called.
+`MANO_{RIGHT,LEFT}.pkl` (Romero et al. 2017; https://mano.is.tue.mpg.de, its own licence, never shipped here) is a
+Python 2 pickle of numpy arrays, one scipy sparse matrix and chumpy expressions. A pickle can call anything it can
+import, so the unpickler here imports nothing: it admits a short list of names and answers each with an inert class or
+a checked constructor of ours. Anything else ends in `UnusableInput` before it is called.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ from .model import HandModel
 MAX_FILE_BYTES = 64 << 20  # the released files are under 4 MiB
 MAX_ARRAY_BYTES = 32 << 20  # hands_coeffs, the largest array of the released files, is 0.6 MiB
 N_VERTICES, N_FACES, N_JOINTS = 778, 1538, 16
-MANO_TIP_IDS = (744, 320, 443, 554, 671)  # thumb, index, middle, ring, pinky as in smplx; other tools name other vertices
+MANO_TIP_IDS = (
+    744,
+    320,
+    443,
+    554,
+    671,
+)  # thumb, index, middle, ring, pinky as in smplx; other tools name other vertices
 _DTYPE = re.compile(r"[<>=|]?(?:[?]|b1|[biuf][1248]|S[0-9]{1,3}|U[0-9]{1,3}|[bBhHiIlLqQfd])\Z")
 
 
@@ -74,7 +80,9 @@ def _array(shape: object, dtype: object, data: object, fortran: bool) -> np.ndar
     for n in shape:
         count *= n
     if not isinstance(data, bytes) or count * kind.itemsize > MAX_ARRAY_BYTES or len(data) != count * kind.itemsize:
-        raise UnusableInput(f"the pickle holds an array of shape {shape} whose data is missing, too large or cut short.")
+        raise UnusableInput(
+            f"the pickle holds an array of shape {shape} whose data is missing, too large or cut short."
+        )
     return np.frombuffer(data, kind).reshape(shape, order="F" if fortran else "C").copy()
 
 
@@ -294,7 +302,9 @@ def load_mano(
     shape_note = ""
     if side == "left":
         if fix_left_shapedirs is None:
-            fix_left_shapedirs = right is not None and left_shapedirs_defect(shapedirs, read_mano_pickle(right), Path(right))
+            fix_left_shapedirs = right is not None and left_shapedirs_defect(
+                shapedirs, read_mano_pickle(right), Path(right)
+            )
         if fix_left_shapedirs:
             shapedirs = shapedirs * np.array([-1.0, 1.0, 1.0])[:, None]
         shape_note = ",shapedirs_fixed" if fix_left_shapedirs else ",shapedirs_as_shipped"

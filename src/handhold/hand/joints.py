@@ -46,7 +46,9 @@ def _limit_table() -> tuple[tuple[tuple[float, float], ...], ...]:
     return tuple(rows)
 
 
-LIMITS = _limit_table()  # 15 x 3 x (low, high) radians: joint in MANO order without the wrist; flexion, abduction, twist
+LIMITS = (
+    _limit_table()
+)  # 15 x 3 x (low, high) radians: joint in MANO order without the wrist; flexion, abduction, twist
 
 
 def joint_frames(joints: Tensor, side: str = "right") -> Tensor:
@@ -66,7 +68,9 @@ def joint_frames(joints: Tensor, side: str = "right") -> Tensor:
         p = j[1 + 4 * finger : 5 + 4 * finger]
         b = p[1:] - p[:-1]
         plane = torch.linalg.cross(b[0], b[1]) + torch.linalg.cross(b[1], b[2]) + torch.linalg.cross(b[0], b[2])
-        lean = 0.15 * b.norm(dim=-1).sum() ** 2 / 3 if finger else 0.0  # a thumb's plane has nothing to do with the knuckles
+        lean = (
+            0.15 * b.norm(dim=-1).sum() ** 2 / 3 if finger else 0.0
+        )  # a thumb's plane has nothing to do with the knuckles
         twist = torch.nn.functional.normalize(b[link], dim=0)
         axis = plane + lean * across
         axis = torch.nn.functional.normalize(axis - (axis @ twist) * twist, dim=0)
@@ -75,7 +79,8 @@ def joint_frames(joints: Tensor, side: str = "right") -> Tensor:
 
 
 def joint_angles(theta: Tensor, frames: Tensor) -> Tensor:
-    """Rotation vectors (*B,16,3) or (*B,15,3) -> (flexion, abduction, twist) in the joints' frames, (*B,15,3) radians."""
+    """Rotation vectors (*B,16,3) or (*B,15,3) -> (flexion, abduction, twist) in the joints' frames, (*B,15,3)
+    radians."""
     return torch.einsum("kca,...kc->...ka", frames.to(theta), theta[..., -15:, :])
 
 

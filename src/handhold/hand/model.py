@@ -29,13 +29,16 @@ _MIRROR = (-1.0, 1.0, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class HandModel:
-    """A skinned hand: constant tensors of one dtype and device. V vertices, T triangles, 16 joints, B shape directions."""
+    """A skinned hand: constant tensors of one dtype and device. V vertices, T triangles, 16 joints, B shape
+    directions."""
 
     name: str  # what `theta` and `betas` mean, e.g. "open_hand_right"; written to scene.npz
     side: str  # "right" or "left"
     v_template: Tensor  # (V,3) metres
     shapedirs: Tensor  # (V,3,B) metres per unit beta
-    posedirs: Tensor | None  # (V,3,135) metres per entry of (R - I), joint-major, row-major; None when the model has none
+    posedirs: (
+        Tensor | None
+    )  # (V,3,135) metres per entry of (R - I), joint-major, row-major; None when the model has none
     J_regressor: Tensor  # (16,V)
     weights: Tensor  # (V,16), rows sum to 1
     faces: Tensor  # (T,3) int64, outward
@@ -50,7 +53,10 @@ class HandModel:
         Rest pose: a relaxed open hand, wrist near the origin, fingers along -x, back of the hand +y, thumb side +z.
         The left hand is the mirror of the right.
         """
-        with resources.files("handhold").joinpath("data/open_hand_right.npz").open("rb") as f, np.load(f, allow_pickle=False) as z:
+        with (
+            resources.files("handhold").joinpath("data/open_hand_right.npz").open("rb") as f,
+            np.load(f, allow_pickle=False) as z,
+        ):
             a = {k: z[k] for k in z.files}
 
         def real(k: str) -> Tensor:
@@ -95,7 +101,8 @@ class HandModel:
         return replace(self, **out)
 
     def mirrored(self) -> HandModel:
-        """The other hand: x reflected, faces reversed. `m.mirrored()` posed by `mirror_pose(theta)` is exactly `m` reflected."""
+        """The other hand: x reflected, faces reversed. `m.mirrored()` posed by `mirror_pose(theta)` is exactly `m`
+        reflected."""
         s = torch.tensor(_MIRROR, dtype=self.dtype, device=self.device)
         posedirs = self.posedirs
         if posedirs is not None:
@@ -151,7 +158,9 @@ class HandModel:
         if theta.shape[-3:] == (16, 3, 3):
             return theta
         if theta.shape[-2:] != (16, 3):
-            raise ValueError(f"theta has shape {tuple(theta.shape)}; expected (*B,16,3) axis-angle or (*B,16,3,3) rotations")
+            raise ValueError(
+                f"theta has shape {tuple(theta.shape)}; expected (*B,16,3) axis-angle or (*B,16,3,3) rotations"
+            )
         return rigid.so3_exp(theta + self.pose_mean)
 
     def theta(self, rotations: Tensor) -> Tensor:
@@ -226,7 +235,8 @@ class ShapedHand:
         return self.with_pose(theta, transl).joints
 
     def with_pose(self, theta: Tensor, transl: Tensor | None = None) -> PosedHand:
-        """theta (*B,16,3) axis-angle in the model's convention or (*B,16,3,3) absolute rotations; transl (*B,3) metres."""
+        """theta (*B,16,3) axis-angle in the model's convention or (*B,16,3,3) absolute rotations; transl (*B,3)
+        metres."""
         local, rot, pos = self.bones(theta)
         if transl is None:
             transl = pos.new_zeros(3)
@@ -311,8 +321,8 @@ class PosedHand:
         batch = torch.broadcast_shapes(points.shape[:-2], self.mano_joints.shape[:-2])
         points = points.expand(*batch, *points.shape[-2:])
         vertices = self.vertices.expand(*batch, -1, 3)
-        found = [meshes.closest_point(p, v, self.faces) for p, v in zip(points.detach().flatten(0, -3) if batch else [points.detach()],
-                                                                       vertices.detach().flatten(0, -3) if batch else [vertices.detach()], strict=True)]  # fmt: skip
+        flat_points, flat_vertices = (x.detach().reshape(-1, *x.shape[-2:]) for x in (points, vertices))
+        found = [meshes.closest_point(p, v, self.faces) for p, v in zip(flat_points, flat_vertices, strict=True)]
         n = points.shape[-2]
         face = torch.stack([c.face for c in found]).reshape(*batch, n)
         bary = torch.stack([c.bary for c in found]).reshape(*batch, n, 3)

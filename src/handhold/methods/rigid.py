@@ -69,8 +69,12 @@ def fit_rigid(sequence: Sequence, tracks, seed: int = 0, device: str = "cpu", pr
 def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:
     """Vertices (F,V,3) camera frame and faces of a tracked hand, sealed at the wrist."""
     model = HandModel.open(side, dtype=torch.float64).sealed()
-    posed = model.with_shape(torch.as_tensor(h.betas)).with_pose(torch.as_tensor(h.pose), torch.as_tensor(h.transl))
+    posed = model.with_shape(_f64(h.betas)).with_pose(_f64(h.pose), _f64(h.transl))
     return posed.vertices.numpy(), np.asarray(model.faces)
+
+
+def _f64(x) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(x, np.float64))
 
 
 def hand_depth(sequence: Sequence, hands: dict) -> np.ndarray:

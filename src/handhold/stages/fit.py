@@ -54,8 +54,9 @@ def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
 
 def hand_body(side: str, h: HandTrack) -> Body:
     """A tracked hand as a skinned body of the open hand model."""
+    f64 = lambda x: torch.as_tensor(np.asarray(x, np.float64))  # noqa: E731
     model = HandModel.open(side, dtype=torch.float64)
-    posed = model.with_shape(torch.as_tensor(h.betas)).with_pose(torch.as_tensor(h.pose), torch.as_tensor(h.transl))
+    posed = model.with_shape(f64(h.betas)).with_pose(f64(h.pose), f64(h.transl))
     vertices, joints = posed.vertices.numpy(), posed.joints.numpy()
     valid = np.isfinite(vertices).all((1, 2)) & (h.confidence > 0)
     shape = Mesh(posed.rest_vertices.numpy()[0] if posed.rest_vertices.ndim == 3 else posed.rest_vertices.numpy(), np.asarray(model.faces))

@@ -1,8 +1,8 @@
 """Loops closed by SIFT descriptors, but only where the model's own geometry agrees.
 
 Matching far frames blindly bends a model (look-alike faces of a carton), so descriptors are used in two guarded ways:
-`across` proposes matches between two sub-models that no track joins (a similarity must then explain many of them, and time
-must allow it), and `close` joins tracks of one model only where a point projects within a few pixels of a key point.
+`across` proposes matches between two sub-models that no track joins (a similarity must then explain many of them, and
+time must allow it), and `close` joins tracks of one model only where a point projects near a key point like it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def across(inside: np.ndarray, piece: np.ndarray, X: np.ndarray, t, most: int = 
 
 
 def close(poses: np.ndarray, X: np.ndarray, t, radius: float, apart: int = 7):
-    """Tracks (as `t`) joined where a point that was last seen `apart` or more frames away projects near a key point like it."""
+    """`t` with tracks joined where a point seen `apart` or more frames away projects near a key point like it."""
     here = np.isfinite(poses[:, 0, 0])
     rows = t.described[np.isfinite(X[t.track[t.described], 0])]
     if len(rows) < 30:

@@ -1,105 +1,20 @@
 """From the mapper's sub-models to one: split where neighbours disagree, merge in time order, register the rest, adjust.
 
-Everything works on tracks: observations (frame, track, xy). `x` below is xy in normalised camera coordinates (z = 1),
-so an error in pixels is a difference times the focal length. Poses are cam_from_object (F,4,4), NaN if unregistered.
+Poses are cam_from_object (F,4,4), NaN if unregistered; tracks and points are those of `_sfm_bundle`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import cv2
 import numpy as np
 from scipy import sparse
-from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial.transform import Rotation
 
+from ._sfm_bundle import PIXELS, Tracks, adjust, errors, is_registered, select, triangulate
 from ._sfm_loops import across, close
 
-PIXELS = 2.5  # an observation fits when it is this close
-MIN_ANGLE = np.radians(2.0)  # smallest angle between rays that makes a point
 MIN_PNP = 12
-
-
-@dataclass(frozen=True)
-class Tracks:
-    """Observations of one clip."""
-
-    frame: np.ndarray  # (N,) int
-    track: np.ndarray  # (N,) int
-    x: np.ndarray  # (N,2) normalised
-    focal: float
-    frames: int
-    row: np.ndarray  # (N,) the observation's number in the caller's arrays
-    described: np.ndarray  # (M,) rows of the observations that have a SIFT descriptor
-    descriptor: np.ndarray  # (M,128) float32, unit length
-
-    @property
-    def count(self) -> int:
-        return int(self.track.max()) + 1 if len(self.track) else 0
-
-    def common(self, a: int, b: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the observations that frames a and b share."""
-        i, j = np.flatnonzero(self.frame == a), np.flatnonzero(self.frame == b)
-        _, k, l = np.intersect1d(self.track[i], self.track[j], return_indices=True)
-        return i[k], j[l]
-
-
-def is_registered(poses: np.ndarray) -> np.ndarray:
-    return np.isfinite(poses[:, 0, 0])
-
-
-def triangulate(poses: np.ndarray, t: Tracks) -> tuple[np.ndarray, np.ndarray]:
-    """Robust multi-view points (P,3), NaN where there is none, and each observation's error (N,) in pixels, or inf.
-
-    Linear triangulation, reweighted three times by a Cauchy weight: one wrong link does not carry its track away.
-    """
-    used = is_registered(poses)[t.frame]
-    row = np.flatnonzero(used)
-    P, id_, x = poses[t.frame[row]], t.track[row], t.x[row]
-    a = x[:, :, None] * P[:, 2:3, :] - P[:, :2, :]  # (N,2,4)
-    weight, n = np.ones(len(row)), t.count
-    X = np.full((n, 3), np.nan)
-    error = np.full(len(t.frame), np.inf)
-    seen = np.bincount(id_, minlength=n) >= 2
-    if not seen.any():
-        return X, error
-    for _ in range(4):
-        ata = np.einsum("nij,nik->njk", a * weight[:, None, None], a)
-        sums = np.stack([np.bincount(id_, ata[:, i, j], minlength=n) for i in range(4) for j in range(4)], -1).reshape(
-            n, 4, 4
-        )
-        v = np.linalg.eigh(sums[seen])[1][..., 0]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            X[seen] = v[:, :3] / v[:, 3:]
-        e, depth = _errors(P, X[id_], x, t.focal)
-        weight = 1 / (1 + (np.minimum(e, 1e4) / PIXELS) ** 2) / np.maximum(depth, 1e-9) ** 2
-        weight[~(depth > 0)] = 1e-12
-    good = (e < 2 * PIXELS) & (depth > 0)
-    # a point needs two frames that fit it under an angle
-    centre = -np.einsum("nji,nj->ni", P[:, :3, :3], P[:, :3, 3])
-    ray = X[id_] - centre
-    ray /= np.linalg.norm(ray, axis=1, keepdims=True)
-    hits = np.bincount(id_[good], minlength=n)
-    mean = np.stack([np.bincount(id_[good], ray[good, k], minlength=n) for k in range(3)], -1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-        off = np.arccos(np.clip((ray * mean[id_]).sum(1), -1, 1))
-    widest = np.zeros(n)
-    np.maximum.at(widest, id_[good], off[good])
-    total = np.maximum(np.bincount(id_, minlength=n), 1)
-    ok = (hits >= 2) & (2 * widest > MIN_ANGLE) & (hits / total > 0.5)
-    X[~ok] = np.nan
-    error[row] = np.where(ok[id_] & (depth > 0), e, np.inf)
-    return X, error
-
-
-def _errors(P: np.ndarray, X: np.ndarray, x: np.ndarray, focal: float) -> tuple[np.ndarray, np.ndarray]:
-    c = np.einsum("nij,nj->ni", P[:, :3, :3], X) + P[:, :3, 3]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        e = np.linalg.norm(c[:, :2] / c[:, 2:] - x, axis=1) * focal
-    return np.where(c[:, 2] > 0, e, 1e6), c[:, 2]
 
 
 def epipolar_error(b_from_a: np.ndarray, xa: np.ndarray, xb: np.ndarray) -> np.ndarray:
@@ -169,14 +84,6 @@ def split(poses: np.ndarray, t: Tracks, essentials: dict, bar: float = 0.6) -> l
     return sorted(pieces, key=lambda p: -is_registered(p).sum())
 
 
-def select(t: Tracks, mine: np.ndarray) -> Tracks:
-    """The observations `mine` (N,) bool alone, without descriptors."""
-    none = np.zeros(0, np.int64)
-    return Tracks(
-        t.frame[mine], t.track[mine], t.x[mine], t.focal, t.frames, t.row[mine], none, np.zeros((0, 128), np.float32)
-    )
-
-
 def resect(f: int, X: np.ndarray, t: Tracks, seed: int = 0) -> tuple[np.ndarray, int, float] | None:
     """Pose of frame f from points that other frames made: (4,4), inliers and their share; None when too few agree."""
     row = np.flatnonzero(t.frame == f)
@@ -185,7 +92,7 @@ def resect(f: int, X: np.ndarray, t: Tracks, seed: int = 0) -> tuple[np.ndarray,
 
 
 def pnp(obj: np.ndarray, img: np.ndarray, focal: float, seed: int) -> tuple[np.ndarray, int, float] | None:
-    """Pose from points (N,3) and their normalised images (N,2): (4,4), inliers and their share; None when too few agree."""
+    """Pose from points (N,3) and their normalised images (N,2): (4,4), inliers, share; None when too few agree."""
     if len(obj) < MIN_PNP:
         return None
     img = np.ascontiguousarray(img)
@@ -208,7 +115,7 @@ def pnp(obj: np.ndarray, img: np.ndarray, focal: float, seed: int) -> tuple[np.n
         return None
     pose = np.eye(4)
     pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(r)[0], d[:, 0]
-    e, _ = _errors(np.broadcast_to(pose, (len(obj), 4, 4)), obj, img, focal)
+    e, _ = errors(np.broadcast_to(pose, (len(obj), 4, 4)), obj, img, focal)
     n = int((e < PIXELS).sum())
     return (pose, n, n / len(obj)) if n >= MIN_PNP and pose[2, 3] > 0 else None
 
@@ -227,7 +134,7 @@ def plausible(f: int, pose: np.ndarray, poses: np.ndarray, degrees_per_frame: fl
 
 
 def joins(base: np.ndarray, moved: np.ndarray, degrees_per_frame: float = 30.0) -> bool:
-    """Whether a hand could turn the object from one model to the other in the frames between: look-alike sides fail here."""
+    """Whether a hand could turn the object from one model to the other in between: look-alike sides fail here."""
     a, b = np.flatnonzero(is_registered(base)), np.flatnonzero(is_registered(moved))
     gap = np.abs(a[:, None] - b[None])
     i, j = np.unravel_index(np.argmin(gap), gap.shape)
@@ -262,7 +169,7 @@ def merge(base: np.ndarray, piece: np.ndarray, X: np.ndarray, t: Tracks) -> np.n
         mine = t.track[t.frame == f]
         mine = mine[np.isfinite(Y[mine, 0])]
         at = np.flatnonzero((t.frame[row] == f) & np.isfinite(Y[t.track[row], 0]))
-        at = at[_errors(np.broadcast_to(pose, (len(at), 4, 4)), X[point[at]], t.x[row[at]], t.focal)[0] < 2 * PIXELS]
+        at = at[errors(np.broadcast_to(pose, (len(at), 4, 4)), X[point[at]], t.x[row[at]], t.focal)[0] < 2 * PIXELS]
         if len(at) >= 5:
             za = X[point[at]] @ pose[2, :3] + pose[2, 3]
             s = np.median(za / (Y[t.track[row[at]]] @ piece[f, 2, :3] + piece[f, 2, 3]))
@@ -278,8 +185,8 @@ def merge(base: np.ndarray, piece: np.ndarray, X: np.ndarray, t: Tracks) -> np.n
         moved[reach, :3, 3] = np.einsum("nij,j->ni", rel, pose[:3, 3] - s * piece[f, :3, 3]) + s * piece[reach, :3, 3]
         Ym = ((s * (Y @ piece[f, :3, :3].T + piece[f, :3, 3])) - pose[:3, 3]) @ pose[:3, :3]
         other = t.frame[row] != f
-        e1, _ = _errors(moved[t.frame[row[other]]], X[point[other]], t.x[row[other]], t.focal)
-        e2, _ = _errors(base[t.frame[back]], Ym[t.track[back]], t.x[back], t.focal)
+        e1, _ = errors(moved[t.frame[row[other]]], X[point[other]], t.x[row[other]], t.focal)
+        e2, _ = errors(base[t.frame[back]], Ym[t.track[back]], t.x[back], t.focal)
         e = np.concatenate([e1, e2])
         fits, share = (e < 2.5 * PIXELS).sum(), (e < 2.5 * PIXELS).mean() if len(e) else 0.0
         # descriptors alone are mostly wrong: count what fits, which chance does to one in a hundred, and ask time
@@ -287,95 +194,6 @@ def merge(base: np.ndarray, piece: np.ndarray, X: np.ndarray, t: Tracks) -> np.n
         if fits >= 2 * MIN_PNP and enough and fits > best:
             best, found = fits, moved
     return found
-
-
-def adjust(
-    poses: np.ndarray, X: np.ndarray, t: Tracks, error: np.ndarray, rounds: int = 12, per_frame: int = 150
-) -> np.ndarray:
-    """Bundle adjustment: Levenberg-Marquardt, Schur complement, Cauchy loss (1 pixel), rotations updated on SO(3).
-
-    Only each frame's `per_frame` longest tracks take part: more adds time, not exactness. Returns the poses.
-    """
-    row = np.flatnonzero((error < 3 * PIXELS) & np.isfinite(X[t.track, 0]))
-    if len(row) < 30:
-        return poses
-    length = np.bincount(t.track[row], minlength=t.count)
-    order = np.lexsort((t.track[row], -length[t.track[row]], t.frame[row]))
-    start = np.r_[0, np.cumsum(np.bincount(t.frame[row], minlength=t.frames))]
-    rank = np.empty(len(row), int)
-    rank[order] = np.arange(len(row)) - start[t.frame[row[order]]]
-    chosen = np.zeros(t.count, bool)
-    chosen[t.track[row[rank < per_frame]]] = True
-    row = row[chosen[t.track[row]] & (length[t.track[row]] >= 2)]
-    cams, c = np.unique(t.frame[row], return_inverse=True)
-    pts, p = np.unique(t.track[row], return_inverse=True)
-    R, d, Y, x = poses[cams, :3, :3].copy(), poses[cams, :3, 3].copy(), X[pts].copy(), t.x[row]
-    nc, npt, n = len(cams), len(pts), len(row)
-
-    def residual(R, d, Y):
-        q = np.einsum("nij,nj->ni", R[c], Y[p])
-        z = q + d[c]
-        z[:, 2] = np.where(np.abs(z[:, 2]) < 1e-9, 1e-9, z[:, 2])
-        return q, z, (z[:, :2] / z[:, 2:] - x) * t.focal
-
-    def cost(r):
-        return np.log1p((r**2).sum(1)).sum()
-
-    q, z, r = residual(R, d, Y)
-    now, damp = cost(r), 1e-3
-    rows = np.repeat(np.arange(2 * n).reshape(n, 2, 1), 6, 2)
-    cols_a = np.broadcast_to(6 * c[:, None, None] + np.arange(6), (n, 2, 6))
-    cols_b = np.broadcast_to(3 * p[:, None, None] + np.arange(3), (n, 2, 3))
-    for _ in range(rounds):
-        w = np.sqrt(1 / (1 + (r**2).sum(1)))[:, None]
-        iz = t.focal / z[:, 2]
-        J = np.zeros((n, 2, 3))
-        J[:, 0, 0] = J[:, 1, 1] = iz
-        J[:, :, 2] = -z[:, :2] / z[:, 2:] * iz[:, None]
-        J *= w[..., None]
-        skew = np.zeros((n, 3, 3))
-        skew[:, 0, 1], skew[:, 0, 2], skew[:, 1, 2] = q[:, 2], -q[:, 1], q[:, 0]
-        skew -= skew.transpose(0, 2, 1)
-        A = np.concatenate([J @ skew, J], 2)  # d(exp(w) R Y)/dw = -[R Y]x
-        B = J @ R[c]
-        Ja = sparse.csr_matrix((A.ravel(), (rows.ravel(), cols_a.ravel())), shape=(2 * n, 6 * nc))
-        Jb = sparse.csr_matrix((B.ravel(), (rows[:, :, :3].ravel(), cols_b.ravel())), shape=(2 * n, 3 * npt))
-        wr = (r * w).ravel()
-        U, W = (Ja.T @ Ja).toarray(), (Ja.T @ Jb).tocsr()
-        ga, gb = -Ja.T @ wr, -Jb.T @ wr
-        BB = np.einsum("nij,nik->njk", B, B).reshape(n, 9)
-        V = np.stack([np.bincount(p, BB[:, k], minlength=npt) for k in range(9)], -1).reshape(npt, 3, 3)
-        done = True
-        for _ in range(6):
-            i3 = np.arange(3)
-            Vd = V.copy()
-            Vd[:, i3, i3] = Vd[:, i3, i3] * (1 + damp) + 1e-9
-            Vi = sparse.bsr_matrix(
-                (np.linalg.inv(Vd), np.arange(npt), np.arange(npt + 1)), shape=(3 * npt, 3 * npt)
-            ).tocsr()
-            WV = W @ Vi
-            S = U - (WV @ W.T).toarray()
-            S[np.diag_indices(6 * nc)] += damp * np.diag(U) + 1e-9
-            try:
-                da = cho_solve(cho_factor(S), ga - WV @ gb)
-            except np.linalg.LinAlgError:
-                damp *= 10
-                continue
-            db = Vi @ (gb - W.T @ da)
-            step = da.reshape(nc, 6)
-            R2, d2, Y2 = Rotation.from_rotvec(step[:, :3]).as_matrix() @ R, d + step[:, 3:], Y + db.reshape(npt, 3)
-            q2, z2, r2 = residual(R2, d2, Y2)
-            new = cost(r2)
-            if new < now:
-                done = (now - new) < 1e-4 * now
-                R, d, Y, q, z, r, now, damp = R2, d2, Y2, q2, z2, r2, new, max(damp / 5, 1e-8)
-                break
-            damp *= 5
-        if done:
-            break
-    out = poses.copy()
-    out[cams, :3, :3], out[cams, :3, 3] = R, d
-    return out
 
 
 def assemble(
@@ -410,12 +228,17 @@ def grow(
     `keep` holds the poses that were there: then only new ones are found, and nothing is adjusted.
     """
     poses, reason, since = poses.copy(), reason.copy(), 0
+    retry, tried = 0.0, 0
     word = "sfm: hand's texture" if keep else "sfm: registered by flow"
     for _ in range(2 * t.frames):
         X, _ = triangulate(poses, t)
         here = is_registered(poses)
         pieces = [p for p in pieces if (is_registered(p) & ~here).any()]
-        moved = next((m for m in (merge(poses, p, X, t) for p in pieces) if m is not None), None)
+        moved = None
+        if here.sum() >= retry:
+            moved = next((m for m in (merge(poses, p, X, t) for p in pieces) if m is not None), None)
+            tried = here.sum()
+            retry = tried if moved is not None else 1.1 * tried + 1  # what did not fit needs a larger model first
         if moved is not None:
             new = is_registered(moved) & ~here
             poses[new], reason[new] = moved[new], word if keep else "sfm: merged sub-model"
@@ -424,8 +247,11 @@ def grow(
         near = [f for f in np.flatnonzero(~here) if here[max(0, f - 4) : f + 5].any()]
         got = [(f, *r) for f in near if (r := resect(f, X, t, seed)) is not None and plausible(f, r[0], poses)]
         got = sorted((g for g in got if g[3] >= 0.3), key=lambda g: -g[2])
-        if not got:
+        if not got and tried == here.sum():
             break
+        if not got:
+            retry = 0
+            continue
         # sure ones together; an unsure one alone, so that the next starts from better points
         sure = [g for g in got if g[3] >= 0.6 and g[2] >= 30][:4] or got[:1]
         for f, pose, _, _ in sure:
@@ -488,6 +314,28 @@ def _mend_jumps(poses: np.ndarray, t: Tracks, seed: int) -> np.ndarray:
     return out
 
 
+def _joined_by_loops(pieces: list, poses: np.ndarray, t: Tracks, essentials: dict, bar: float = 0.6) -> np.ndarray:
+    """The largest piece, with those that share enough points with it and that no near frames contradict."""
+    links = link_agreement(poses, t, essentials)
+    _, error = triangulate(poses, t)
+    fit = error < PIXELS
+    core, rest = pieces[0], list(pieces[1:])
+    while rest:
+        here = is_registered(core)
+        seen = np.unique(t.track[fit & here[t.frame]])
+        for k, p in enumerate(rest):
+            mine = is_registered(p)
+            near = [v for (a, b), v in links.items() if (here[a] and mine[b]) or (mine[a] and here[b])]
+            shared = np.intersect1d(seen, t.track[fit & mine[t.frame]])
+            if len(shared) >= 20 and (not near or np.median(near) >= bar):
+                core = np.where(mine[:, None, None], p, core)
+                rest.pop(k)
+                break
+        else:
+            break
+    return core
+
+
 def _check(poses, t, essentials, reason, notes, seed):
     """Frames that the largest agreeing piece does not hold are registered again, or marked, or dropped."""
     pieces = split(poses, t, essentials)
@@ -499,14 +347,14 @@ def _check(poses, t, essentials, reason, notes, seed):
             t,
             tuple(notes),
         )
-    core = pieces[0]
+    core = _joined_by_loops(pieces, poses, t, essentials)
     X, _ = triangulate(core, t)
     out = core.copy()
     for f in np.flatnonzero(~is_registered(core)):
         got = resect(f, X, t, seed)
         if got is not None and got[2] >= 0.4 and plausible(f, got[0], core):
             out[f], reason[f] = got[0], "sfm: registered by flow"
-    for p in pieces[1:]:
+    for p in pieces:
         left = is_registered(p) & ~is_registered(out)
         out[left], reason[left] = p[left], "sfm: its link to the rest disagrees"
     lost = is_registered(poses) & ~is_registered(out)

@@ -145,7 +145,7 @@ def map_models(path: Path, out: Path, cfg: dict) -> list[pycolmap.Reconstruction
 
 
 def join_tracks(kept: dict, points: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Connected components of verified matches, one key point per frame: (N,2) frame, track; (N,2) xy; (N,) key point."""
+    """Connected components of verified matches, one per frame: (N,2) frame, track; (N,2) xy; (N,) key point."""
     start = np.cumsum([0] + [len(p) for p in points])
     if not kept:
         return np.zeros((0, 2), np.int64), np.zeros((0, 2)), np.zeros(0, np.int64)

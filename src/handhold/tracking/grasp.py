@@ -19,11 +19,21 @@ from ..geometry import rigid
 from ..hand import HandModel
 from ..hand import joints as jt
 from ..scene import Landmarks
+from . import hand_motion, silhouette
 from . import hand_solver as hs
-from . import silhouette
-
-PALM = (0, 1, 5, 9, 13, 17)  # joints that hardly move against each other
-F64 = torch.float64
+from .hand_evidence import (
+    HIDDEN,
+    agreement,
+    balanced,
+    evidence,
+    found,
+    mean_grasp,
+    on_mask,
+    per_frame_guess,
+    starts,
+    visibility,
+)
+from .hand_solver import F64
 
 
 @dataclass(frozen=True)
@@ -42,121 +52,13 @@ class GraspFit:
     windows: list[tuple[int, int]]  # stable grasps, frames [start, end)
 
 
-def evidence(
-    K: np.ndarray, rot: np.ndarray, t: np.ndarray, landmarks: Landmarks, rows: np.ndarray, offset: Tensor
-) -> hs.Evidence:
-    """Landmarks of the frames `rows` as solver input; rot (F,3,3), t (F,3) camera from carrier."""
-    P = torch.as_tensor(np.asarray(landmarks.points, np.float64)[rows])
-    L = torch.as_tensor(np.asarray(landmarks.points3d, np.float64)[rows])
-    conf = torch.nan_to_num(torch.as_tensor(np.asarray(landmarks.confidence, np.float64)[rows])).clamp(0, 1)
-    k = torch.as_tensor(np.asarray(K, np.float64))
-    w = conf[:, None] * torch.isfinite(P).all(-1)
-    P = torch.nan_to_num(P)
-    w3 = conf[:, None] * torch.isfinite(L).all(-1).all(-1, keepdim=True) * (w > 0)
-    L = torch.nan_to_num(L)
-    L = torch.einsum("nab,njb->nja", hs.ray_rotation(P, k), L - L.mean(1, keepdim=True))
-    size = apparent_size(P, L, w, w3)
-    ev = hs.Evidence(k, offset, torch.as_tensor(rot[rows], dtype=F64), torch.as_tensor(t[rows], dtype=F64), P, w, size, L, w3)
-    return ev.map(lambda x: x[None])
-
-
-def found(landmarks: Landmarks) -> np.ndarray:
-    """(F,) bool: frames whose landmarks can be used."""
-    conf = np.nan_to_num(np.asarray(landmarks.confidence, np.float64))
-    return (conf > 0) & (np.isfinite(landmarks.points).all(-1).sum(-1) >= 8)
-
-
-def apparent_size(P: Tensor, L: Tensor, w: Tensor, w3: Tensor) -> Tensor:
-    """(N,) pixels per 0.1 m of hand, whatever its foreshortening: from 3D landmarks when given, else from the spread."""
-    flat = (P - P.mean(1, keepdim=True)).square().sum((1, 2)).sqrt()
-    true = L[..., :2].square().sum((1, 2)).sqrt()
-    size = torch.where(w3.amax(1) > 0, 0.1 * flat / true.clamp_min(1e-3), 1.3 * flat / np.sqrt(21))
-    good = w.amax(1) > 0
-    if not good.any():
-        return torch.full_like(size, 100.0)
-    mid = size[good].median()
-    return torch.where(good, size.clamp(0.6 * mid, 1.6 * mid), mid)
-
-
-def per_frame_guess(model: HandModel, ev: hs.Evidence) -> tuple[Tensor, Tensor]:
-    """Rotation (N,3,3) and wrist position (N,3) of the hand in the camera, each frame alone, from 3D and 2D landmarks."""
-    rest = model.with_shape().joints(torch.zeros(16, 3, dtype=F64))
-    palm, L, P = list(PALM), ev.points3d[0], ev.points[0]
-    _, rot, _ = rigid.umeyama(rest[palm].expand(len(P), -1, -1), L[:, palm])
-    size = (rest - rest.mean(0)).norm() / 1.1
-    shape = L * (size / L.flatten(1).norm(dim=1).clamp_min(1e-6)).clamp(0.7, 1.6)[:, None, None]
-    return rot, translate(shape, P, ev.weight[0], ev.K) + shape[:, 0]
-
-
-def translate(shape: Tensor, points: Tensor, weight: Tensor, K: Tensor) -> Tensor:
-    """Translation (N,3) that puts points (N,J,3), already in camera axes, on pixels (N,J,2): linear least squares, true K."""
-    u = torch.stack([(points[..., 0] - K[0, 2]) / K[0, 0], (points[..., 1] - K[1, 2]) / K[1, 1]], -1)
-    one, zero = torch.ones_like(u[..., 0]), torch.zeros_like(u[..., 0])
-    rows = torch.stack([torch.stack([one, zero, -u[..., 0]], -1), torch.stack([zero, one, -u[..., 1]], -1)], -2)
-    rhs = u * shape[..., 2:] - shape[..., :2]
-    w = weight[..., None, None]
-    A = (w * rows.mT @ rows).sum(1) + 1e-9 * torch.eye(3, dtype=shape.dtype)
-    return torch.linalg.solve(A, (weight[..., None] * (rows.mT @ rhs[..., None])[..., 0]).sum(1))
-
-
-def guess_scale(ev: hs.Evidence, wrist: Tensor, centre: Tensor | None) -> float:
-    """log of metres per object unit: wrist_f = R_f c + s t_f for one c, robustly."""
-    n = len(wrist)
-    mid = centre if centre is not None else torch.zeros(3, dtype=F64)
-    t = ev.t[0] + ev.rot[0] @ mid
-    A = torch.cat([ev.rot[0], t[..., None]], -1)  # (N,3,4): offset of the wrist from the middle, scale
-    w = torch.ones(n, dtype=F64)
-    depth = wrist.norm(dim=-1).median()
-    x = torch.zeros(4, dtype=F64)
-    for _ in range(20):
-        prior = torch.diag(torch.tensor([1, 1, 1, 0.0], dtype=F64)) * w.sum().clamp_max(3.0) * (0.3) ** 2
-        H = (w[:, None, None] * (A.mT @ A)).sum(0) + prior
-        x = torch.linalg.solve(H + 1e-12 * torch.eye(4, dtype=F64), (w[:, None] * (A.mT @ wrist[..., None])[..., 0]).sum(0))
-        e = (A @ x - wrist).norm(dim=-1) / (0.06 * depth / 0.5)
-        w = 1 / (1 + e * e) ** 2
-    s = float(x[3])
-    fallback = float((wrist.norm(dim=-1) / t.norm(dim=-1).clamp_min(1e-9)).median())
-    return float(np.log(s if 0.5 * fallback < s < 2 * fallback else fallback))
-
-
-def starts(model: HandModel, ev: hs.Evidence, centre: Tensor | None, seed: int, n_random: int = 8) -> hs.HandState:
-    """Hypotheses: the orientations single frames vote for, and random ones for when all of them are wrong."""
-    rot, wrist = per_frame_guess(model, ev)
-    in_carrier = ev.rot[0].mT @ rot
-    log_scale = guess_scale(ev, wrist, centre)
-    q = rigid.quat_from_matrix(in_carrier)
-    angle = 2 * torch.arccos((q @ q.T).abs().clamp_max(1))
-    votes = torch.exp(-((angle / 0.5) ** 2)) @ ev.weight[0].mean(1)
-    chosen: list[int] = []
-    for i in votes.argsort(descending=True).tolist():
-        if all(angle[i, j] > 0.6 for j in chosen):
-            chosen.append(i)
-        if len(chosen) == 8:
-            break
-    gen = torch.Generator().manual_seed(seed)
-    random = rigid.matrix_from_quat(torch.randn(n_random, 4, generator=gen, dtype=F64))
-    R = torch.cat([in_carrier[chosen], random])
-    n = len(R)
-    mean, _ = hs.pose_prior()
-    pose = torch.zeros(n, 16, 3, dtype=F64)
-    pose[:, 1:] = torch.einsum("kca,ka->kc", model.joint_frames, mean)
-    local = rigid.so3_exp(pose)
-    local[:, 0] = R
-    scale = float(np.exp(log_scale))
-    at = (ev.rot[0].mT @ (wrist - scale * ev.t[0])[..., None])[..., 0].median(0).values  # the wrist in the carrier
-    transl = at.expand(n, 3) - model.joint_bases[0][0]
-    return hs.HandState(local, transl.clone(), torch.zeros(n, 10, dtype=F64), torch.full((n,), log_scale, dtype=F64))
-
-
-def balanced(ev: hs.Evidence, effective: float = 12.0) -> hs.Evidence:
-    """Weights that add up to at most `effective` frames' worth of evidence: a detector's errors repeat from frame to frame."""
-    share = min(1.0, effective / max(float(ev.weight.sum()) / 21, 1e-9))
-    return replace(ev, weight=ev.weight * share, weight3d=ev.weight3d * share)
-
-
-def whole_clip(model: HandModel, ev: hs.Evidence, centre: Tensor | None, terms: hs.Terms, seed: int) -> tuple[hs.HandState, Tensor]:
+def whole_clip(
+    model: HandModel, ev: hs.Evidence, centre: Tensor | None, terms: hs.Terms, seed: int
+) -> tuple[hs.HandState, Tensor]:
     """Best single grasp over all frames: all starts with wide kernels, the best few with narrow ones."""
     state = starts(model, ev, centre, seed)
+    if np.isfinite(terms.log_scale_std):
+        state = replace(state, log_scale=torch.full_like(state.log_scale, terms.log_scale))
     ev = balanced(ev)
     share = lambda k: torch.ones(k, ev.points.shape[1], dtype=F64)  # noqa: E731
     rigid_only = torch.zeros(62, dtype=torch.bool)
@@ -167,74 +69,28 @@ def whole_clip(model: HandModel, ev: hs.Evidence, centre: Tensor | None, terms: 
     keep = cost.argsort()[:5]
     state = state[keep]
     for sigma in (0.25, 0.12):
-        state, cost = hs.minimise(model, state, ev, replace(terms, sigma=sigma, sigma3d=0.03), share(len(state.rot)), centre, 15)
+        state, cost = hs.minimise(
+            model, state, ev, replace(terms, sigma=sigma, sigma3d=0.03), share(len(state.rot)), centre, 15
+        )
     state, cost = hs.minimise(model, state, ev, terms, share(len(state.rot)), centre, 40)
     best = cost.argsort()
     return hs.orthonormal(state[best]), cost[best]
 
 
-HIDDEN = 0.15  # weight of a landmark that cannot have been seen: the network guessed it
-
-
-@torch.no_grad()
-def visibility(
-    model: HandModel,
-    held: hs.HandState,
-    ev: hs.Evidence,
-    hand_masks: np.ndarray | None,
-    object_points: Tensor | None,
-) -> Tensor:
-    """(F,1,21) weight of each landmark: 1 where the posed hand says its joint can be seen, HIDDEN where it cannot.
-
-    A joint is hidden when the hand's own surface lies well in front of it, when object points do, or, with masks, when
-    its pixel does not belong to the hand. held: F states; ev: (F,1); object_points (P,3) in the carrier's units.
-    """
-    posed = model.with_shape(held.betas).with_pose(held.rot, held.transl)
-    f = torch.stack([ev.K[0, 0], ev.K[1, 1]])
-    shift = held.log_scale.exp()[:, None] * ev.t[:, 0]
-
-    def project(x: Tensor) -> tuple[Tensor, Tensor]:
-        cam = x @ ev.rot[:, 0].mT + shift[:, None]
-        z = cam[..., 2].clamp_min(0.02)
-        return cam[..., :2] / z[..., None] * f + ev.K[:2, 2], z
-
-    joint, jz = project(posed.joints)
-    out = torch.ones_like(jz)
-    per_mm = (f[0] / jz[:, 0] * 1e-3)[:, None, None]
-
-    def behind(x: Tensor, radius: float, depth: float, count: int) -> Tensor:
-        p, z = project(x)
-        near = torch.cdist(joint, p) < radius * per_mm
-        return ((z[:, None] < jz[..., None] - depth) & near).sum(-1) >= count
-
-    hidden = behind(posed.skin(torch.arange(0, len(model.v_template), 2)), 6.0, 0.018, 1)
-    if object_points is not None and len(object_points):
-        pick = object_points[:: max(1, len(object_points) // 1500)]
-        hidden |= behind(held.log_scale.exp()[:, None, None] * pick, 8.0, 0.008, 2)
-    if hand_masks is not None:
-        hidden |= ~on_mask(hand_masks, joint)
-    out[hidden] = HIDDEN
-    return out[:, None]
-
-
-def on_mask(masks: np.ndarray, pixels: Tensor) -> Tensor:
-    """(F,N) bool: whether pixels (F,N,2) lie on the masks (F,H,W); True throughout frames whose mask is empty."""
-    f, h, w = masks.shape
-    x = pixels[..., 0].floor().long().clamp(0, w - 1)
-    y = pixels[..., 1].floor().long().clamp(0, h - 1)
-    m = torch.as_tensor(np.ascontiguousarray(masks))
-    inside = m[torch.arange(f)[:, None], y, x]
-    return inside | ~m.flatten(1).any(1)[:, None]
-
-
 def split_windows(
-    model: HandModel, whole: hs.HandState, ev: hs.Evidence, terms: hs.Terms, centre: Tensor | None, min_frames: int = 5, depth: int = 3
+    model: HandModel,
+    whole: hs.HandState,
+    ev: hs.Evidence,
+    terms: hs.Terms,
+    centre: Tensor | None,
+    min_frames: int = 5,
+    depth: int = 3,
 ) -> list[tuple[int, int, hs.HandState]]:
     """Cut the N frames of `ev` where two grasps explain them much better than one (a regrasp).
 
     Binary segmentation: all cut places of a range are tried side by side, each with a grasp before and one after (shape
-    and scale held), and the best is kept when it lowers the robust cost by more than `gain`. Returns [start, end) rows of
-    `ev` and their grasps (S = 1).
+    and scale held), and the best is kept when it lowers the robust cost by more than `gain`. Returns [start, end) rows
+    of `ev` and their grasps (S = 1).
     """
     ev = balanced(ev)
     n = ev.points.shape[1]
@@ -245,14 +101,22 @@ def split_windows(
         share = torch.zeros(len(ranges), n, dtype=F64)
         for row, (a, b) in zip(share, ranges, strict=True):
             row[a:b] = 1
-        many = hs.HandState(*(getattr(state, k).expand(len(ranges), *getattr(state, k).shape[1:]) for k in ("rot", "transl", "betas", "log_scale")))
+        many = hs.HandState(
+            *(
+                getattr(state, k).expand(len(ranges), *getattr(state, k).shape[1:])
+                for k in ("rot", "transl", "betas", "log_scale")
+            )
+        )
         many, _ = hs.minimise(model, many, ev, replace(terms, sigma=3 * terms.sigma), share, centre, 10, free)
         return hs.minimise(model, many, ev, terms, share, centre, 12, free)
 
     def recurse(a: int, b: int, state: hs.HandState, depth: int) -> list[tuple[int, int, hs.HandState]]:
         if depth == 0 or b - a < 2 * min_frames:
             return [(a, b, state)]
-        cuts = np.unique(np.linspace(a + min_frames, b - min_frames, min(12, b - a - 2 * min_frames + 1)).round().astype(int))
+        cuts = np.unique(
+            np.linspace(a + min_frames, b - min_frames, min(12, b - a - 2 * min_frames + 1)).round().astype(int)
+        )
+        best = a
         for refine in (False, True):
             if refine:
                 step = int(np.diff(cuts).max()) if len(cuts) > 1 else 1
@@ -263,7 +127,12 @@ def split_windows(
             pairs, cost = fit(state, [r for c in cuts for r in ((a, int(c)), (int(c), b))])
             total = cost.reshape(-1, 2).sum(1)
             i = int(total.argmin())
-            best, left, right, value = int(cuts[i]), pairs[2 * i : 2 * i + 1], pairs[2 * i + 1 : 2 * i + 2], float(total[i])
+            best, left, right, value = (
+                int(cuts[i]),
+                pairs[2 * i : 2 * i + 1],
+                pairs[2 * i + 1 : 2 * i + 2],
+                float(total[i]),
+            )
         one, single = fit(state, [(a, b)])
         data = 21 * float(ev.weight[0, a:b].mean(1).sum())
         if float(single[0]) - value < SPLIT_GAIN * data + 2.0:
@@ -282,34 +151,28 @@ _FREE = {"wrist": 0.150, "1": (0.100, 0.030, 0.010), "2": (0.100, 0.005, 0.005),
 
 def motion_rates(table: dict) -> Tensor:
     """(48,) radians per frame in the order of the solver's rotation increments."""
-    rows = [(table["wrist"],) * 3] + [table[n[-1]] if n != "thumb1" else (table["1"][0],) * 3 for n in jt.MANO_NAMES[1:]]
+    rows = [(table["wrist"],) * 3] + [
+        table[n[-1]] if n != "thumb1" else (table["1"][0],) * 3 for n in jt.MANO_NAMES[1:]
+    ]
     return torch.tensor(rows, dtype=F64).flatten()
 
 
 def stack(states: list[hs.HandState], index: np.ndarray) -> hs.HandState:
     """One state per frame: states[index[f]] (each with S = 1)."""
     i = torch.as_tensor(index)
-    return hs.HandState(*(torch.cat([getattr(s, k) for s in states])[i] for k in ("rot", "transl", "betas", "log_scale")))
+    return hs.HandState(
+        *(torch.cat([getattr(s, k) for s in states])[i] for k in ("rot", "transl", "betas", "log_scale"))
+    )
 
 
 def in_camera(model: HandModel, state: hs.HandState, rot: Tensor, t: Tensor) -> hs.HandState:
-    """States (F) in the object's frame -> camera frame, with camera-from-object rot (F,3,3), t (F,3) in object units."""
+    """States (F) in the object's frame -> camera frame, with camera-from-object rot (F,3,3), t (F,3) in object
+    units."""
     rest = model.with_shape(state.betas).rest_joints[:, 0]
     wrist = (rot @ (rest + state.transl)[..., None])[..., 0] + state.log_scale.exp()[:, None] * t
     local = state.rot.clone()
     local[:, 0] = rot @ state.rot[:, 0]
     return hs.HandState(local, wrist - rest, state.betas, torch.zeros_like(state.log_scale))
-
-
-def agreement(model: HandModel, state: hs.HandState, ev: hs.Evidence, sigma: float = 0.15) -> np.ndarray:
-    """(F,) share of each frame's landmarks, in [0,1], that the posed hand explains; states and evidence per frame (F,1)."""
-    y = hs.landmark_points(model.with_shape(state.betas).with_pose(state.rot, state.transl), ev.offset)
-    y = y[:, None] @ ev.rot.mT
-    y = y + (state.log_scale.exp()[:, None, None] * ev.t)[:, :, None]
-    pix = y[..., :2] / y[..., 2:].clamp_min(0.02) * torch.stack([ev.K[0, 0], ev.K[1, 1]]) + ev.K[:2, 2]
-    r2 = ((pix - ev.points) / (sigma * ev.size)[..., None, None]).square().sum(-1)
-    w = (ev.weight > 0).to(r2)
-    return ((w / (1 + r2)).sum(-1) / w.sum(-1).clamp_min(1e-9))[:, 0].numpy()
 
 
 def fit_grasp(
@@ -324,6 +187,7 @@ def fit_grasp(
     seed: int = 0,
     object_masks: np.ndarray | None = None,
     mediapipe: bool = True,
+    scale_prior: tuple[float, float] | None = None,
 ) -> GraspFit:
     """A hand that holds an object, over a whole clip, and with it the object's metric scale.
 
@@ -338,6 +202,8 @@ def fit_grasp(
         seed: of the random starts.
         mediapipe: the landmarks are MediaPipe's, which mean slightly other points than the model's joints; False for
             joints from elsewhere.
+        scale_prior: metres per object unit and the standard deviation of its logarithm, when something is known of it:
+            the other hand's fit, or the object's size.
 
     Raises `StageFailed` when no frame has hand landmarks. Falls back on `fit_hand` (scale 1, scale_std inf) when fewer
     than three frames have both landmarks and an object pose.
@@ -347,7 +213,9 @@ def fit_grasp(
     pose = np.asarray(cam_from_object, np.float64)
     valid = np.asarray(object_valid, bool) & np.isfinite(pose).all((1, 2))
     f = len(pose)
-    object_confidence = valid.astype(float) if object_confidence is None else np.nan_to_num(np.asarray(object_confidence, float))
+    object_confidence = (
+        valid.astype(float) if object_confidence is None else np.nan_to_num(np.asarray(object_confidence, float))
+    )
     seen = found(landmarks)
     rows = np.where(seen & valid)[0]
     if len(rows) < 3:
@@ -361,17 +229,23 @@ def fit_grasp(
         centre = torch.as_tensor(np.median(np.asarray(object_points, np.float64), 0) / unit)
 
     terms = hs.Terms()
+    if scale_prior is not None:
+        terms = replace(terms, log_scale=float(np.log(scale_prior[0] * unit)), log_scale_std=max(scale_prior[1], 1e-4))
     points = None if object_points is None else torch.as_tensor(np.asarray(object_points, np.float64) / unit)
     every = evidence(K, R, t, landmarks, np.arange(f), offset)
     if hand_masks is not None:  # what the network put beside the hand it guessed
         seeable = HIDDEN + (1 - HIDDEN) * on_mask(hand_masks, every.points[0])
         every = replace(every, weight=every.weight * seeable)
-    every = replace(every, weight=every.weight * torch.where(torch.arange(21) == 0, 0.4, 1.0))  # where a wrist is, is vague
+    every = replace(
+        every, weight=every.weight * torch.where(torch.arange(21) == 0, 0.4, 1.0)
+    )  # where a wrist is, is vague
     ev = every.frames(torch.as_tensor(rows))
     whole, _ = whole_clip(model, ev, centre, terms, seed)
     whole = whole[:1]
     for _ in range(2):
-        seeable = visibility(model, stack([whole], np.zeros(f, int)), every.apart(), hand_masks, points).transpose(0, 1)[:, rows]
+        seeable = visibility(model, stack([whole], np.zeros(f, int)), every.apart(), hand_masks, points).transpose(
+            0, 1
+        )[:, rows]
         clear = replace(ev, weight=ev.weight * seeable, weight3d=ev.weight3d * seeable)
         whole, _ = hs.minimise(model, whole, balanced(clear), terms, torch.ones(1, len(rows), dtype=F64), centre, 25)
     parts = split_windows(model, whole, clear, terms, centre)
@@ -394,16 +268,20 @@ def fit_grasp(
         grasps, _, scale_std = hs.minimise_shared(model, grasps, balanced(clear), terms, share, centre, extra=outline)
         held = stack([grasps[i : i + 1] for i in range(len(parts))], window)
         seeable = visibility(model, held, every.apart(), hand_masks, points)
-        clear = replace(ev, weight=ev.weight * seeable.transpose(0, 1)[:, rows], weight3d=ev.weight3d * seeable.transpose(0, 1)[:, rows])
+        clear = replace(
+            ev,
+            weight=ev.weight * seeable.transpose(0, 1)[:, rows],
+            weight3d=ev.weight3d * seeable.transpose(0, 1)[:, rows],
+        )
     usable = torch.as_tensor(valid & seen)[:, None, None] * seeable
     every = every.apart()
     inside = replace(every, weight=every.weight * usable, weight3d=every.weight3d * usable)
     link = torch.as_tensor(window[1:] == window[:-1])
     rates = motion_rates(_HELD)
     pull = torch.cat([4 * rates, torch.full((3,), 0.006, dtype=F64)]).expand(f, -1)
-    smooth = hs.Smoothness(rates, 0.0015, link, held, pull)
+    smooth = hand_motion.Smoothness(rates, 0.0015, link, held, pull)
     slow = replace(terms, prior=0.0, weight2d=0.3, weight3d=0.1)
-    held = hs.minimise_track(model, held, inside, slow, smooth)
+    held = hand_motion.minimise_track(model, held, inside, slow, smooth)
 
     Rt, tt = torch.as_tensor(R), torch.as_tensor(t)
     cam = in_camera(model, held, Rt, tt)
@@ -412,18 +290,25 @@ def fit_grasp(
     confidence = object_confidence * np.where(seen, 0.5 * fits + 0.5 * quality, 0.8 * quality)
     reason = np.where(seen, "landmarks", "carried by the grasp").astype(object)
     if not valid.all():
-        free = evidence(K, np.broadcast_to(np.eye(3), (f, 3, 3)), np.zeros((f, 3)), landmarks, np.arange(f), offset).apart()
+        free = evidence(
+            K, np.broadcast_to(np.eye(3), (f, 3, 3)), np.zeros((f, 3)), landmarks, np.arange(f), offset
+        ).apart()
         cam = bridge(model, cam, valid, seen, free, terms)
         own = agreement(model, cam, free)
-        confidence = np.where(valid, confidence, np.where(seen, 0.7 * own * np.asarray(landmarks.confidence, float), 0.0))
+        confidence = np.where(
+            valid, confidence, np.where(seen, 0.7 * own * np.asarray(landmarks.confidence, float), 0.0)
+        )
         reason[~valid] = np.where(seen[~valid], "landmarks only, object pose unknown", "not found")
     windows = [(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
     scale = float(held.log_scale[0].exp()) / unit
     return result(model, cam, scale, scale_std, confidence, reason, windows)
 
 
-def bridge(model: HandModel, cam: hs.HandState, valid: np.ndarray, seen: np.ndarray, ev: hs.Evidence, terms: hs.Terms) -> hs.HandState:
-    """Frames without an object pose: hand from its landmarks and its neighbours; camera frame, F states, (F,1) evidence."""
+def bridge(
+    model: HandModel, cam: hs.HandState, valid: np.ndarray, seen: np.ndarray, ev: hs.Evidence, terms: hs.Terms
+) -> hs.HandState:
+    """Frames without an object pose: hand from its landmarks and its neighbours; camera frame, F states, (F,1)
+    evidence."""
     f, ok = len(valid), np.where(valid)[0]
     near = np.interp(np.arange(f), ok, np.arange(len(ok)))
     lo, hi, share = ok[np.floor(near).astype(int)], ok[np.ceil(near).astype(int)], torch.as_tensor(near % 1)
@@ -444,27 +329,30 @@ def bridge(model: HandModel, cam: hs.HandState, valid: np.ndarray, seen: np.ndar
     tight = torch.full((hs.N_HAND,), 1e-3, dtype=F64)
     loose = torch.cat([torch.full((3,), 10.0), torch.full((45,), 0.4), torch.full((3,), 10.0)]).double()
     pull = torch.where(hold, tight, loose)
-    smooth = hs.Smoothness(motion_rates(_FREE), 0.02, torch.ones(f - 1, dtype=torch.bool), start, pull)
+    smooth = hand_motion.Smoothness(motion_rates(_FREE), 0.02, torch.ones(f - 1, dtype=torch.bool), start, pull)
     open_ = torch.as_tensor(~valid)[:, None, None]
     ev = replace(ev, weight=ev.weight * open_, weight3d=ev.weight3d * open_)
     for sigma in (0.3, 0.1):
-        start = hs.minimise_track(model, start, ev, replace(terms, sigma=sigma, prior=0.1), smooth, 12)
+        start = hand_motion.minimise_track(model, start, ev, replace(terms, sigma=sigma, prior=0.1), smooth, 12)
     return start
 
 
 def fit_hand(model: HandModel, K: np.ndarray, landmarks: Landmarks, mediapipe: bool = True) -> GraspFit:
-    """A hand over a whole clip from its landmarks alone: shared shape, 2D and 3D landmarks, joint limits, smooth on SO(3).
+    """A hand over a whole clip from its landmarks alone: shared shape, 2D and 3D landmarks, joint limits, smooth on
+    SO(3).
 
     For clips, or frames, where no object pose is known. Depth comes from the hand's size. Frames without landmarks are
-    bridged by smoothness, with confidence falling off and the reason "not found". `scale` is 1 and `scale_std` infinite.
-    Raises `StageFailed` when no frame has landmarks.
+    bridged by smoothness, with confidence falling off and the reason "not found". `scale` is 1 and `scale_std`
+    infinite. Raises `StageFailed` when no frame has landmarks.
     """
     model = model.to(dtype=F64, device="cpu")
     offset = hs.landmark_offsets(model) * mediapipe
     f, seen = len(landmarks.points), found(landmarks)
     rows = np.where(seen)[0]
     if not len(rows):
-        raise StageFailed("no hand landmarks were found in this clip; give them with --joints FILE, or film the hand larger and sharper.")
+        raise StageFailed(
+            "no hand landmarks were found in this clip; give them with --joints FILE, or film the hand larger."
+        )
     ev = evidence(K, np.broadcast_to(np.eye(3), (f, 3, 3)), np.zeros((f, 3)), landmarks, np.arange(f), offset).apart()
     rot, wrist = per_frame_guess(model, ev.map(lambda x: x.transpose(0, 1)))
     rot, wrist = rot[rows], wrist[rows]
@@ -473,19 +361,19 @@ def fit_hand(model: HandModel, K: np.ndarray, landmarks: Landmarks, mediapipe: b
     rows, rot, wrist = rows[sane.numpy()], rot[sane], wrist[sane]
     near = np.interp(np.arange(f), rows, np.arange(len(rows)))
     lo, hi, share = np.floor(near).astype(int), np.ceil(near).astype(int), torch.as_tensor(near % 1)
-    mean, _ = hs.pose_prior()
-    local = torch.eye(3, dtype=F64).expand(f, 16, 3, 3).clone()
-    local[:, 1:] = rigid.so3_exp(torch.einsum("kca,ka->kc", model.joint_frames, mean))
+    local = mean_grasp(model).repeat(f, 1, 1, 1)
     local[:, 0] = rigid.slerp(rot[lo], rot[hi], share)
     transl = torch.lerp(wrist[lo], wrist[hi], share[:, None]) - model.joint_bases[0][0]
     state = hs.HandState(local, transl, torch.zeros(f, model.n_betas, dtype=F64), torch.zeros(f, dtype=F64))
-    smooth = hs.Smoothness(motion_rates(_FREE), 0.02, torch.ones(f - 1, dtype=torch.bool))
+    smooth = hand_motion.Smoothness(motion_rates(_FREE), 0.02, torch.ones(f - 1, dtype=torch.bool))
     for sigma, sigma3d in ((0.4, 0.05), (0.15, 0.03), (0.07, 0.02)):
         terms = hs.Terms(sigma=sigma, sigma3d=sigma3d, prior=0.1, betas=5.0 / f, weight3d=1.0)
-        state = hs.minimise_track(model, state, ev, terms, smooth, 12, free_betas=True)
+        state = hand_motion.minimise_track(model, state, ev, terms, smooth, 12, free_betas=True)
     gap = np.abs(np.arange(f)[:, None] - rows).min(1)
     fits = agreement(model, state, ev)
-    confidence = np.where(seen, 0.8 * fits * np.nan_to_num(landmarks.confidence), 0.5 * np.exp(-gap / 3.0) * fits[rows].mean())
+    confidence = np.where(
+        seen, 0.8 * fits * np.nan_to_num(landmarks.confidence), 0.5 * np.exp(-gap / 3.0) * fits[rows].mean()
+    )
     reason = np.where(seen, "landmarks only, object pose unknown", "not found").astype(object)
     return result(model, state, 1.0, float("inf"), confidence, reason, [])
 

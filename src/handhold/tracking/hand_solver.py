@@ -1,12 +1,13 @@
 """Least squares on the hand model's parameters with analytic Jacobians: the machinery under `tracking.grasp`.
 
 A hand state is 61 numbers on a manifold: 48 rotation increments (16 joints, each in its own frame: flexion, abduction,
-twist; the wrist about the axes of the hand), the wrist's translation, 10 shape coefficients. Joints depend on it through
-closed-form derivatives, so one Gauss-Newton step for many hypotheses at once costs milliseconds.
+twist; the wrist about the axes of the hand), the wrist's translation, 10 shape coefficients. Joints depend on it
+through closed-form derivatives, so one Gauss-Newton step for many hypotheses at once costs milliseconds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -55,7 +56,8 @@ OWNER, REACH = _owners()
 
 # Where a landmark network means another point than the model's joint: millimetres, right hand, in the rest axes of the
 # bone that ends at the joint (fingers -x, back of the hand +y, thumb side +z). Measured for MediaPipe's network against
-# the open hand on seven rendered clips, visible joints only; between clips it varies by 1-3 mm. Unmeasured ones are zero.
+# the open hand on seven rendered clips, visible joints only; between clips it varies by 1-3 mm. Unmeasured ones are
+# zero.
 _MEDIAPIPE_MM = (
     (0, 0, 0), (10, -8, 4), (4, 3, 5), (0, 0, 0), (0, 0, 0),
     (10, 2, -3), (1, -4, -1), (0, -6, 0), (4, 3, -1),
@@ -111,7 +113,9 @@ def joints_and_jacobian(model: HandModel, state: HandState, offset: Tensor) -> t
     y, a, p = landmark_points(posed, offset), posed.global_rotations, posed.mano_joints
     axes = torch.cat([a[:, :1], a[:, 1:] @ model.joint_frames], 1)  # (S,16,3,3) columns: axes of the increments
     arm = y[:, :, None] - p[:, None]  # (S,21,16,3)
-    turn = torch.linalg.cross(axes.mT[:, None].expand(-1, 21, -1, -1, -1), arm[:, :, :, None].expand(-1, -1, -1, 3, -1), dim=-1)
+    turn = torch.linalg.cross(
+        axes.mT[:, None].expand(-1, 21, -1, -1, -1), arm[:, :, :, None].expand(-1, -1, -1, 3, -1), dim=-1
+    )
     turn = turn * REACH.to(y)[:, :, None, None]
     s = len(y)
     jd = model.joint_bases[1]
@@ -169,7 +173,9 @@ class Terms:
     prior: float = 1.0
     limits: float = 40.0  # 1/rad
     betas: float = 1.0
-    near: float = 0.25  # metres: wrist to the object's middle
+    near: float = 0.25  # metres: hand to the object's middle
+    log_scale: float = 0.0  # what is known of the scale beforehand,
+    log_scale_std: float = math.inf  # and how well
 
 
 def ray_rotation(points: Tensor, K: Tensor) -> Tensor:
@@ -178,7 +184,9 @@ def ray_rotation(points: Tensor, K: Tensor) -> Tensor:
     Landmark regressors see a crop as if it lay on the optical axis; this turns their 3D output to the true camera.
     """
     mid = points.mean(-2)
-    ray = torch.stack([(mid[:, 0] - K[0, 2]) / K[0, 0], (mid[:, 1] - K[1, 2]) / K[1, 1], torch.ones_like(mid[:, 0])], -1)
+    ray = torch.stack(
+        [(mid[:, 0] - K[0, 2]) / K[0, 0], (mid[:, 1] - K[1, 2]) / K[1, 1], torch.ones_like(mid[:, 0])], -1
+    )
     ray = torch.nn.functional.normalize(ray, dim=-1)
     z = torch.tensor([0.0, 0.0, 1.0], dtype=ray.dtype)
     axis = torch.linalg.cross(z.expand_as(ray), ray)
@@ -197,7 +205,13 @@ class System:
 
 
 def assemble(
-    model: HandModel, state: HandState, ev: Evidence, terms: Terms, share: Tensor, centre: Tensor | None, jacobian: bool = True
+    model: HandModel,
+    state: HandState,
+    ev: Evidence,
+    terms: Terms,
+    share: Tensor,
+    centre: Tensor | None,
+    jacobian: bool = True,
 ) -> System:
     """Cost and normal equations of one grasp per hypothesis over all frames.
 
@@ -220,8 +234,8 @@ def assemble(
     cost = (base * rho).sum((1, 2))
     w = base * w
 
-    # 3D landmarks, about their mean; the model is scaled to each frame's landmarks, never the other way round: a residual
-    # that shrinks with the hand would shrink the hand, and the object's scale with it
+    # 3D landmarks, about their mean; the model is scaled to each frame's landmarks, never the other way round: a
+    # residual that shrinks with the hand would shrink the hand, and the object's scale with it
     y0 = y - y.mean(1, keepdim=True)
     local = ev.points3d @ ev.rot  # in the carrier's axes
     fit = (y0[:, None] * local).sum((2, 3)) / y0.square().sum((1, 2))[:, None]
@@ -243,6 +257,8 @@ def assemble(
     cost = cost + 0.5 * terms.prior * ((angle - mean) / std).square().sum((1, 2))
     cost = cost + 0.5 * terms.limits * over.square().sum((1, 2)) * 10
     cost = cost + 0.5 * terms.betas * state.betas.square().sum(1)
+    scale_off = (state.log_scale - terms.log_scale) / terms.log_scale_std
+    cost = cost + 0.5 * scale_off.square()
     off = None
     if centre is not None:
         off = (y.mean(1) - scale[:, None] * centre) / terms.near
@@ -279,6 +295,8 @@ def assemble(
     g[:, 3:48] += down.reshape(s, 45)
     H[:, SHAPE, SHAPE] += terms.betas * torch.eye(10, dtype=y.dtype)
     g[:, SHAPE] += terms.betas * state.betas
+    H[:, 61, 61] += terms.log_scale_std**-2
+    g[:, 61] += scale_off / terms.log_scale_std
     if off is not None:
         C = torch.cat([D.mean(1), -(scale[:, None] * centre)[..., None]], -1) / terms.near
         H = H + C.mT @ C
@@ -296,7 +314,8 @@ def minimise(
     iterations: int = 40,
     free: Tensor | None = None,
 ) -> tuple[HandState, Tensor]:
-    """Levenberg-Marquardt on all hypotheses side by side. free (62,) bool: parameters that may move. Returns states, costs."""
+    """Levenberg-Marquardt on all hypotheses side by side. free (62,) bool: parameters that may move. Returns states,
+    costs."""
     free = torch.ones(62, dtype=torch.bool) if free is None else free
     lam = torch.full((len(state.rot),), 1e-3, dtype=state.transl.dtype)
     sys = assemble(model, state, ev, terms, share, centre)
@@ -315,10 +334,14 @@ def minimise(
         better = (new.cost < sys.cost) & (info == 0)
         gain = ((sys.cost - new.cost) / sys.cost.clamp_min(1e-9))[better]
         pick = lambda a, b: torch.where(better.reshape(-1, *[1] * (a.dim() - 1)), a, b)  # noqa: E731,B023
-        state = HandState(*(pick(getattr(trial, k), getattr(state, k)) for k in ("rot", "transl", "betas", "log_scale")))
+        state = HandState(
+            *(pick(getattr(trial, k), getattr(state, k)) for k in ("rot", "transl", "betas", "log_scale"))
+        )
         sys = System(pick(new.cost, sys.cost), pick(new.H, sys.H), pick(new.g, sys.g))
         lam = torch.where(better, lam * 0.3, lam * 6).clamp(1e-7, 1e6)
-        if (len(gain) == 0 and bool((lam > 1e4).all())) or (len(gain) and bool(better.all()) and float(gain.max()) < 1e-6):
+        if (len(gain) == 0 and bool((lam > 1e4).all())) or (
+            len(gain) and bool(better.all()) and float(gain.max()) < 1e-6
+        ):
             break
     return state, sys.cost
 
@@ -339,14 +362,18 @@ def minimise_shared(
     Returns the states, their costs (W,), and the standard deviation of the log scale from the curvature at the optimum.
     """
     w = len(state.rot)
-    terms = replace(terms, betas=terms.betas / w)
+    terms = replace(terms, betas=terms.betas / w, log_scale_std=terms.log_scale_std * math.sqrt(w))
     own = torch.arange(w * N_HAND).reshape(w, N_HAND)
     index = torch.cat([own, (w * N_HAND + torch.arange(11)).expand(w, 11)], 1)  # (W,62) into the joint system
     n = w * N_HAND + 11
 
     def system(x: HandState) -> System:
         base = assemble(model, x, ev, terms, share, centre)
-        return base if extra is None else System(*(a + b for a, b in zip((base.cost, base.H, base.g), extra(x), strict=True)))
+        return (
+            base
+            if extra is None
+            else System(*(a + b for a, b in zip((base.cost, base.H, base.g), extra(x), strict=True)))
+        )
 
     sys, lam = system(state), 1e-3
 
@@ -372,123 +399,6 @@ def minimise_shared(
                 break
     variance = torch.linalg.inv(H + 1e-9 * torch.eye(n, dtype=F64))[-1, -1]
     return orthonormal(state), sys.cost, float(variance.clamp_min(0).sqrt())
-
-
-@dataclass(frozen=True, eq=False)
-class Smoothness:
-    """How a hand moves from frame to frame and away from a reference: standard deviations."""
-
-    turn: Tensor  # (48,) radians per frame: the wrist's three, then flexion, abduction, twist of each joint
-    shift: float  # metres per frame
-    link: Tensor  # (F-1,) bool: False where the motion may jump (a regrasp)
-    reference: HandState | None = None  # F states to stay close to
-    pull: Tensor | None = None  # (F,51) standard deviations from the reference
-
-
-def _difference(a: HandState, b: HandState, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """b minus a on the manifold, (S,51), and the derivative (S,16,3,3) of its rotation part by b's increments."""
-    w = rigid.so3_log(a.rot.mT @ b.rot)
-    w = torch.cat([w[:, :1], torch.einsum("kca,skc->ska", frames, w[:, 1:])], 1)
-    return torch.cat([w.flatten(1), b.transl - a.transl], 1), torch.linalg.inv(rigid.right_jacobian(w))
-
-
-def _blocks(j: Tensor) -> Tensor:
-    """(S,16,3,3) rotation blocks and a unit translation block -> (S,51,51)."""
-    out = torch.zeros(len(j), N_HAND, N_HAND, dtype=j.dtype)
-    for k in range(16):
-        out[:, 3 * k : 3 * k + 3, 3 * k : 3 * k + 3] = j[:, k]
-    out[:, 48:, 48:] = torch.eye(3, dtype=j.dtype)
-    return out
-
-
-def _motion(state: HandState, smooth: Smoothness, frames: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Cost, diagonal blocks (F,51,51), lower blocks (F-1,51,51) and gradient (F,51) of the smoothness terms."""
-    f = len(state.rot)
-    inv = torch.cat([smooth.turn, torch.full((3,), smooth.shift, dtype=F64)]) ** -2
-    d, jb = _difference(state[:-1], state[1:], frames)
-    w = inv * smooth.link[:, None]
-    cost = 0.5 * (w * d * d).sum()
-    Jb = _blocks(jb)
-    Ja = -_blocks(jb.mT)
-    diag, grad = torch.zeros(f, N_HAND, N_HAND, dtype=F64), torch.zeros(f, N_HAND, dtype=F64)
-    diag[:-1] += Ja.mT @ (w[..., None] * Ja)
-    diag[1:] += Jb.mT @ (w[..., None] * Jb)
-    lower = Jb.mT @ (w[..., None] * Ja)
-    grad[:-1] += (Ja.mT @ (w * d)[..., None])[..., 0]
-    grad[1:] += (Jb.mT @ (w * d)[..., None])[..., 0]
-    if smooth.reference is not None:
-        e, je = _difference(smooth.reference, state, frames)
-        J, w = _blocks(je), smooth.pull**-2
-        cost = cost + 0.5 * (w * e * e).sum()
-        diag += J.mT @ (w[..., None] * J)
-        grad += (J.mT @ (w * e)[..., None])[..., 0]
-    return cost, diag, lower, grad
-
-
-def _solve_chain(diag: Tensor, lower: Tensor, rhs: Tensor) -> Tensor:
-    """Solve a block-tridiagonal symmetric positive system: (F,n,n), (F-1,n,n), (F,n) -> (F,n), by block Cholesky."""
-    f = len(rhs)
-    chol, left, y = [], [], []
-    for i in range(f):
-        d, b = diag[i], rhs[i, :, None]
-        if i:
-            w = torch.linalg.solve_triangular(chol[-1], lower[i - 1].mT, upper=False)  # L^-1 B^T
-            left.append(w)
-            d, b = d - w.mT @ w, b - w.mT @ y[-1]
-        chol.append(torch.linalg.cholesky(d))
-        y.append(torch.linalg.solve_triangular(chol[-1], b, upper=False))
-    x = [torch.linalg.solve_triangular(chol[-1].mT, y[-1], upper=True)]
-    for i in range(f - 2, -1, -1):
-        x.append(torch.linalg.solve_triangular(chol[i].mT, y[i] - left[i] @ x[-1], upper=True))
-    return torch.stack(x[::-1])[..., 0]
-
-
-def minimise_track(
-    model: HandModel,
-    state: HandState,
-    ev: Evidence,
-    terms: Terms,
-    smooth: Smoothness,
-    iterations: int = 15,
-    free_betas: bool = False,
-) -> HandState:
-    """One hand per frame, all frames together: `state` holds F hands with the same betas, `ev` one frame each (F,1).
-
-    Levenberg-Marquardt on the block-tridiagonal system. Shape, when free, takes its own (half) step alongside; its prior
-    counts once per frame, so pass terms.betas = 1 / F.
-    """
-    frames, f = model.joint_frames, len(state.rot)
-    share = torch.ones(f, 1, dtype=F64)
-
-    def system(x: HandState, jacobian: bool = True):
-        a = assemble(model, x, ev, terms, share, None, jacobian)
-        cost, diag, lower, grad = _motion(x, smooth, frames)
-        total = a.cost.sum() + cost
-        if not jacobian:
-            return total, None, None, None, None
-        return total, a.H[:, :N_HAND, :N_HAND] + diag, lower, a.g[:, :N_HAND] + grad, a
-
-    lam, now = 1e-3, system(state)
-    for _ in range(iterations):
-        cost, D, lower, g, a = now
-        d = D.diagonal(dim1=1, dim2=2)
-        step = torch.zeros(f, 62, dtype=F64)
-        step[:, :N_HAND] = _solve_chain(D + torch.diag_embed(lam * d + 1e-9), lower, -g).clamp(-0.5, 0.5)
-        if free_betas:
-            H, b = a.H[:, SHAPE, SHAPE].sum(0), a.g[:, SHAPE].sum(0)
-            step[:, SHAPE] = torch.linalg.solve(H + lam * torch.diag(H.diagonal()), -0.5 * b)
-        trial = state.retract(step, frames)
-        new = system(trial)
-        if new[0] < cost:
-            small = (cost - new[0]) < 1e-5 * cost
-            state, now, lam = trial, new, lam * 0.3
-            if small:
-                break
-        else:
-            lam *= 8
-            if lam > 1e4:
-                break
-    return orthonormal(state)
 
 
 def orthonormal(state: HandState) -> HandState:

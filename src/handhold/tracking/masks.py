@@ -9,6 +9,7 @@ and cleaned by connectivity. Nothing here is specific to an object.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,13 +94,15 @@ def segment(sequence: Sequence, progress: Callable[[float, str], None] | None = 
     notes = list(sequence.notes)
     if (y == HAND).sum() < 200 or (y == OBJECT).sum() < 200:
         notes.append("masks: too little of the hand or object was found to learn their colours")
-    model = _train(x, y, rng, features.n_background)
+    with _one_thread():
+        model = _train(x, y, rng, features.n_background)
     say(0.4, "labels")
     probabilities = _label_all(model, features, frames)
     # Second round: the classifier's own confident, spatially consistent labels cover all frames and replace the seeds.
     extra = [_confident(i, probabilities[i], features, rng) for i in range(len(frames))]
     x2, y2 = np.concatenate([e[0] for e in extra]), np.concatenate([e[1] for e in extra])
-    model = _train(np.concatenate([x, x2]), np.concatenate([y, y2]), rng, features.n_background)
+    with _one_thread():
+        model = _train(np.concatenate([x, x2]), np.concatenate([y, y2]), rng, features.n_background)
     say(0.7, "labels, second round")
     probabilities = _label_all(model, features, frames)
     say(0.9, "clean")
@@ -120,11 +123,15 @@ class _Features:
 
     def __init__(self, frames: np.ndarray, background: Background, known: np.ndarray) -> None:
         self.frames, self.background, self.known = frames, background, known
+        self._foreground: dict[int, np.ndarray] = {}
 
     def foreground(self, i: int) -> np.ndarray:
         """(H,W) float32: difference from the background in noise units, 0 where the background is unknown."""
-        d = np.abs(cv2.GaussianBlur(self.frames[i], (3, 3), 0).astype(np.float32) - self.background.color).max(-1)
-        return np.where(self.known, d / self.background.sigma, 0.0).astype(np.float32)
+        if i not in self._foreground:
+            d = cv2.absdiff(cv2.GaussianBlur(self.frames[i], (3, 3), 0).astype(np.float32), self.background.color)
+            d = np.maximum(np.maximum(d[..., 0], d[..., 1]), d[..., 2]) / self.background.sigma
+            self._foreground[i] = np.where(self.known, d, 0.0).astype(np.float32)
+        return self._foreground[i]
 
     def __call__(self, i: int) -> np.ndarray:
         """(H,W,D) float32."""
@@ -290,6 +297,17 @@ def _seeds(i, features, place, skin, rng, per_class: int = 500):
 
 def _px(p) -> tuple[int, int]:
     return int(np.clip(p[0], -9999, 9999)), int(np.clip(p[1], -9999, 9999))
+
+
+@contextlib.contextmanager
+def _one_thread():
+    """Tiny matrices: a second thread costs more than it brings, and its waiting costs more still."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _train(x, y, rng, n_background: int, epochs: int = 700, width: int = 40):

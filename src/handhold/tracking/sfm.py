@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from ..scene import load_npz, save_npz
+from . import _sfm_bundle as bundle
 from . import _sfm_refine as refine
 from ._sfm_flow import UPSAMPLE, flow_tracks, pair_flow
 
@@ -142,12 +143,12 @@ def _agreeing(r: SfmResult) -> int:
     return int((r.confidence >= 0.3).sum())
 
 
-def _tracks(z: dict, name: str, K: np.ndarray, count: int) -> refine.Tracks:
+def _tracks(z: dict, name: str, K: np.ndarray, count: int) -> bundle.Tracks:
     track, xy = z[f"{name}_track"], z[f"{name}_xy"]
     d = z[f"{name}_descriptor"].astype(np.float32)
     d /= np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-9)
     x, row = _normalise(xy, K), np.arange(len(xy))
-    return refine.Tracks(track[:, 0], track[:, 1], x, float(K[0, 0]), count, row, z[f"{name}_described"], d)
+    return bundle.Tracks(track[:, 0], track[:, 1], x, float(K[0, 0]), count, row, z[f"{name}_described"], d)
 
 
 def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int) -> SfmResult:
@@ -158,12 +159,12 @@ def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int) -> SfmResult:
     essentials: dict = {}
     pieces = [p for m in z["both_poses"] for p in refine.split(m, t, essentials)]
     poses, reason = refine.grow(r.cam_from_object, pieces, t, r.reason, seed, keep=True)
-    new = refine.is_registered(poses) & ~r.registered
+    new = bundle.is_registered(poses) & ~r.registered
     trust = np.zeros(len(new))
     for (a, b), v in refine.link_agreement(poses, t, essentials).items():
         trust[a], trust[b] = max(trust[a], v), max(trust[b], v)
-    _, error = refine.triangulate(poses, t)
-    n = np.bincount(t.frame[error < refine.PIXELS], minlength=len(new))
+    _, error = bundle.triangulate(poses, t)
+    n = np.bincount(t.frame[error < bundle.PIXELS], minlength=len(new))
     confidence = np.where(new, 0.7 * np.clip(trust, 0, 1) * n / (n + 20.0), r.confidence).astype(np.float32)
     inliers = np.where(new, n, r.inliers)
     return replace(
@@ -223,15 +224,15 @@ def _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeou
 def _solve(z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int) -> SfmResult:
     """From the mapper's models of one region to one result."""
     count, models, xy = len(frames), z[f"{name}_poses"], z[f"{name}_xy"]
-    fragments = tuple(tuple(int(i) for i in np.flatnonzero(refine.is_registered(m))) for m in models)
+    fragments = tuple(tuple(int(i) for i in np.flatnonzero(bundle.is_registered(m))) for m in models)
     if not len(models) or not len(xy):
         return _nothing(count, "no two frames share enough features", fragments)
     poses, trust, reason, t, notes = refine.assemble(models, _tracks(z, name, K, count), seed)
-    registered = refine.is_registered(poses)
+    registered = bundle.is_registered(poses)
     if not registered.any():
         return _nothing(count, "no sub-model agrees with the motion between its frames", fragments)
-    X, error = refine.triangulate(poses, t)
-    fit = error < refine.PIXELS
+    X, error = bundle.triangulate(poses, t)
+    fit = error < bundle.PIXELS
     xy = xy[t.row]
     point, index = np.unique(t.track[fit], return_inverse=True)
     inliers = np.bincount(t.frame[fit], minlength=count)

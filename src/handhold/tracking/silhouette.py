@@ -1,7 +1,8 @@
 """A hand's silhouette as least squares on its parameters, for `tracking.hand_solver`.
 
-Two robust terms per frame. Model to mask: a projected vertex must not lie outside the hand's mask, unless something that
-may hide it (the object, the other hand) is there. Mask to model: every mask pixel must have a projected vertex nearby.
+Two robust terms per frame. Model to mask: a projected vertex must not lie outside the hand's mask, unless something
+that may hide it (the object, the other hand) is there. Mask to model: every mask pixel must have a projected vertex
+nearby.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def prepare(
     size: float,
     samples: int = 80,
     max_frames: int = 100,
-    weight: float = 6.0,
+    weight: float = 20.0,
     effective: float = 12.0,
     seed: int = 0,
 ) -> Silhouettes | None:
@@ -94,7 +95,9 @@ def vertices_and_jacobian(model: HandModel, state: HandState, ids: Tensor) -> tu
     arm = torch.einsum("svma,mk->svka", wx, _BELOW) - (w @ _BELOW)[..., None] * p[:, None]
     axes = torch.cat([a[:, :1], a[:, 1:] @ model.joint_frames], 1)
     s, n = len(x), len(ids)
-    turn = torch.linalg.cross(axes.mT[:, None].expand(-1, n, -1, -1, -1), arm[:, :, :, None].expand(-1, -1, -1, 3, -1), dim=-1)
+    turn = torch.linalg.cross(
+        axes.mT[:, None].expand(-1, n, -1, -1, -1), arm[:, :, :, None].expand(-1, -1, -1, 3, -1), dim=-1
+    )
     jd, sd = model.joint_bases[1], model.shapedirs[ids]
     grow: list[Tensor] = []
     for j, up in enumerate(model.parents):
@@ -106,7 +109,13 @@ def vertices_and_jacobian(model: HandModel, state: HandState, ids: Tensor) -> tu
 
 
 def system(
-    model: HandModel, state: HandState, sil: Silhouettes, share: Tensor, ids: Tensor, sigma: float = 0.06, slack: float = 0.035
+    model: HandModel,
+    state: HandState,
+    sil: Silhouettes,
+    share: Tensor,
+    ids: Tensor,
+    sigma: float = 0.04,
+    slack: float = 0.035,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cost (S,), H (S,62,62), g (S,62) of the silhouettes; share (S,N) says which frames each hand answers for."""
     x, D = vertices_and_jacobian(model, state, ids)
@@ -139,7 +148,10 @@ def system(
         o = sil.outside[rows].double()
         d00, d01, d10, d11 = o[row, y0, x0], o[row, y0, x0 + 1], o[row, y0 + 1, x0], o[row, y0 + 1, x0 + 1]
         d = (d00 * (1 - fx) + d01 * fx) * (1 - fy) + (d10 * (1 - fx) + d11 * fx) * fy
-        slope = torch.stack([(d01 - d00) * (1 - fy) + (d11 - d10) * fy, (d10 - d00) * (1 - fx) + (d11 - d01) * fx], -1) / sil.step
+        slope = (
+            torch.stack([(d01 - d00) * (1 - fy) + (d11 - d10) * fy, (d10 - d00) * (1 - fx) + (d11 - d01) * fx], -1)
+            / sil.step
+        )
         inside = (g[..., 0] > 0) & (g[..., 1] > 0) & (g[..., 0] < w - 1) & (g[..., 1] < h - 1)
         rho, rw = geman_mcclure((d / unit) ** 2)
         wt = weight * inside / v
