@@ -128,11 +128,11 @@ def test_sealed_hand_is_watertight_with_the_same_surface(hand):
 def test_gradients_match_finite_differences(hand):
     theta, transl = random_pose()
     betas = torch.randn(10, dtype=F64)
-    ids = torch.tensor([3, 900])
+    ids, model = torch.tensor([3]), correctives(hand)
 
     def f(b, th, t):
-        posed = correctives(hand).with_shape(b).with_pose(th, t)
-        return torch.cat([posed.skin(ids), posed.joints[::4]])
+        posed = model.with_shape(b).with_pose(th, t)
+        return torch.cat([posed.skin(ids), posed.joints[8:9]])
 
     args = tuple(x.requires_grad_() for x in (betas, theta, transl))
     assert torch.autograd.gradcheck(f, args, eps=1e-6, atol=1e-6)

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 from ..hand import HandModel
+from ..render.raster import depth_image
 from ..scene import Mesh, Sequence
 from ..shapes.gaussians import Gaussians
 from ..shapes.sdf import surface
+from ..shapes.texture import fair_hidden, observe, vertex_normals
 from ..tracking.object import Observations, ObjectField, Stage, refine_object
 
 
@@ -55,12 +57,17 @@ def fit_rigid(sequence: Sequence, tracks, seed: int = 0, device: str = "cpu", pr
             hidden |= masks[k]
     obs = Observations(sequence.frames, masks["object"], hidden, sequence.K, depth)
     weight = np.clip(tracks.confidence * sequence.mask_confidence.get("object", np.ones(n)), 0.02, 1)
+    solids = [HandSolid.of(v, f, tracks.cam_from_object) for v, f in hands.values()]
     fitted = refine_object(
-        obs, tracks.cam_from_object, weight, STAGES, seed=seed, pose_lr=1.5e-3, progress=lambda s, what, **kw: say(0.7 * s, what)
-    )
+        obs, tracks.cam_from_object, weight, STAGES, seed=seed, pose_lr=1.5e-3, progress=lambda s, what, **kw: say(0.7 * s, what),
+        solids=solids,
+    )  # fmt: skip
     mesh, notes = surface(fitted.grid)
     if not len(mesh.faces):
         return RigidFit(None, None, fitted.cam_from_object, tracks.confidence, tracks.reason, tracks.hands, notes)
+    say(0.75, "surface colours")
+    mesh = observe(mesh, sequence.frames, masks["object"], sequence.K, fitted.cam_from_object, weight, 2.5 * fitted.grid.h)
+    mesh = fair_hidden(mesh)
     moved = {s: follow(h, tracks.cam_from_object, fitted.cam_from_object) for s, h in tracks.hands.items()}
     confidence = frame_confidence(fitted, tracks.confidence)
     return RigidFit(mesh, None, fitted.cam_from_object, confidence, tracks.reason, moved, notes)
@@ -75,6 +82,40 @@ def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:
 
 def _f64(x) -> torch.Tensor:
     return torch.as_tensor(np.asarray(x, np.float64))
+
+
+@dataclass(frozen=True)
+class HandSolid:
+    """Where a grasping hand is in the object's frame: the object is not there."""
+
+    points: np.ndarray  # (P,3) on the hand's surface, object frame
+    normals: np.ndarray  # (P,3) outward
+    frames: int  # how many poses of the hand `points` are taken from
+
+    @staticmethod
+    def of(vertices: np.ndarray, faces: np.ndarray, cam_from_object: np.ndarray, poses: int = 6) -> HandSolid:
+        """From the hand's vertices (F,V,3) in the camera frame, at a few frames spread over the clip."""
+        known = np.flatnonzero(np.isfinite(cam_from_object[:, 0, 0]) & np.isfinite(vertices).all((1, 2)))
+        known = known[np.unique(np.linspace(0, len(known) - 1, min(poses, len(known))).astype(int))]
+        points, normals = [], []
+        for i in known:
+            r, t = cam_from_object[i, :3, :3], cam_from_object[i, :3, 3]
+            x = (vertices[i] - t) @ r
+            centres = x[faces].mean(1)
+            n = vertex_normals(x, faces)
+            points.append(np.concatenate([x, centres]))
+            normals.append(np.concatenate([n, n[faces].mean(1)]))
+        return HandSolid(np.concatenate(points), np.concatenate(normals), len(known))
+
+    def distance(self, x: np.ndarray) -> np.ndarray:
+        """Signed distance (N,) to the hand, negative inside: the median over the hand's poses, so slip does not widen it."""
+        per = len(self.points) // self.frames
+        out = np.empty((self.frames, len(x)), np.float32)
+        for k in range(self.frames):
+            part = slice(k * per, (k + 1) * per)
+            d, i = cKDTree(self.points[part]).query(x, workers=-1)
+            out[k] = np.where(np.einsum("ij,ij->i", x - self.points[part][i], self.normals[part][i]) < 0, -d, d)
+        return np.median(out, 0)
 
 
 def hand_depth(sequence: Sequence, hands: dict) -> np.ndarray:
@@ -92,17 +133,6 @@ def hand_depth(sequence: Sequence, hands: dict) -> np.ndarray:
                 d = np.where(mask[i], d, np.inf)
             out[i] = np.minimum(out[i], d)
     return out
-
-
-def depth_image(vertices: np.ndarray, faces: np.ndarray, K: np.ndarray, width: int, height: int) -> np.ndarray:
-    """(H,W) depth of a mesh's front surface, inf where there is none. Triangles are flat-filled, far to near."""
-    uv = vertices[:, :2] / vertices[:, 2:] * [K[0, 0], K[1, 1]] + [K[0, 2], K[1, 2]] - 0.5
-    z = vertices[faces, 2].mean(1)
-    image = np.full((height, width), np.inf, np.float32)
-    tri = np.round(uv[faces] * 16).astype(np.int32)
-    for k in np.argsort(-z):
-        cv2.fillConvexPoly(image, tri[k], float(z[k]), lineType=cv2.LINE_8, shift=4)
-    return image
 
 
 def follow(h, before: np.ndarray, after: np.ndarray):

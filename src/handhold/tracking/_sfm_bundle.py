@@ -107,9 +107,15 @@ def select(t: Tracks, mine: np.ndarray) -> Tracks:
 
 
 def adjust(
-    poses: np.ndarray, X: np.ndarray, t: Tracks, error: np.ndarray, rounds: int = 12, per_frame: int = 150
+    poses: np.ndarray,
+    X: np.ndarray,
+    t: Tracks,
+    error: np.ndarray,
+    rounds: int = 12,
+    per_frame: int = 300,
+    scale: float = 1.0,
 ) -> np.ndarray:
-    """Bundle adjustment: Levenberg-Marquardt, Schur complement, Cauchy loss (1 pixel), rotations updated on SO(3).
+    """Bundle adjustment: Levenberg-Marquardt, Schur complement, Cauchy loss of `scale` pixels, rotations updated on SO(3).
 
     Only each frame's `per_frame` longest tracks take part: more adds time, not exactness. Returns the poses.
     """
@@ -136,7 +142,7 @@ def adjust(
         return q, z, (z[:, :2] / z[:, 2:] - x) * t.focal
 
     def cost(r):
-        return np.log1p((r**2).sum(1)).sum()
+        return np.log1p((r**2).sum(1) / scale**2).sum()
 
     q, z, r = residual(R, d, Y)
     now, damp = cost(r), 1e-3
@@ -144,7 +150,7 @@ def adjust(
     cols_a = np.broadcast_to(6 * c[:, None, None] + np.arange(6), (n, 2, 6))
     cols_b = np.broadcast_to(3 * p[:, None, None] + np.arange(3), (n, 2, 3))
     for _ in range(rounds):
-        w = np.sqrt(1 / (1 + (r**2).sum(1)))[:, None]
+        w = np.sqrt(1 / (1 + (r**2).sum(1) / scale**2))[:, None]
         iz = t.focal / z[:, 2]
         J = np.zeros((n, 2, 3))
         J[:, 0, 0] = J[:, 1, 1] = iz

@@ -15,6 +15,7 @@ from ._sfm_bundle import PIXELS, Tracks, adjust, errors, is_registered, select, 
 from ._sfm_loops import across, close
 
 MIN_PNP = 12
+FINE = 0.3  # pixels, Cauchy scale of the last adjustments; flow tracks have a long tail (soup: 1.7 degrees at 1 pixel, 1.0)
 
 
 def epipolar_error(b_from_a: np.ndarray, xa: np.ndarray, xb: np.ndarray) -> np.ndarray:
@@ -215,7 +216,7 @@ def assemble(
     poses = _polish(poses, t, 12)
     for radius in (18.0, 8.0):
         t, joined = close(poses, triangulate(poses, t)[0], t, radius)
-        poses = _polish(poses, t, 15)
+        poses = _polish(poses, t, 15, FINE)
         notes.append(f"{joined} loops closed within {radius:.0f} pixels")
     return _check(poses, t, essentials, reason, notes, seed)
 
@@ -262,9 +263,9 @@ def grow(
     return poses, reason
 
 
-def _polish(poses: np.ndarray, t: Tracks, rounds: int) -> np.ndarray:
+def _polish(poses: np.ndarray, t: Tracks, rounds: int, scale: float = 1.0) -> np.ndarray:
     X, error = triangulate(poses, t)
-    return adjust(poses, X, t, error, rounds)
+    return adjust(poses, X, t, error, rounds, scale=scale)
 
 
 def motion_surprise(poses: np.ndarray) -> np.ndarray:
@@ -359,8 +360,8 @@ def _check(poses, t, essentials, reason, notes, seed):
         out[left], reason[left] = p[left], "sfm: its link to the rest disagrees"
     lost = is_registered(poses) & ~is_registered(out)
     reason[lost] = "disagrees with its neighbours"
-    out = _mend_jumps(_polish(out, t, 8), t, seed)
-    out = _polish(out, t, 5)
+    out = _mend_jumps(_polish(out, t, 8, FINE), t, seed)
+    out = _polish(out, t, 8, FINE)
     jumps = motion_surprise(out)
     here = is_registered(out)
     jumps = jumps > max(12.0, 5 * np.median(jumps[here]))

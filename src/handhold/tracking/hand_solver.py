@@ -166,10 +166,10 @@ class Evidence:
 class Terms:
     """Scales and weights of the terms."""
 
-    sigma: float = 0.07  # of the hand's apparent size (60 px across in a 480-pixel clip: 4 px)
+    sigma: float = 0.05  # of `Evidence.size`: 5 mm on the hand
     sigma3d: float = 0.02  # metres
     weight2d: float = 1.0
-    weight3d: float = 0.3
+    weight3d: float = 0.6
     prior: float = 1.0
     limits: float = 40.0  # 1/rad
     betas: float = 1.0

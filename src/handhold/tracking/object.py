@@ -8,8 +8,9 @@ Lengths are in the units of the poses given (metres once the grasp has fixed the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -95,6 +96,13 @@ def shading(normal: Tensor, light: Tensor) -> Tensor:
     return (1.0 + basis @ light).clamp(0.1, 3.0)
 
 
+class Solid(Protocol):
+    """Something else that fills space in the object's frame."""
+
+    def distance(self, x: np.ndarray) -> np.ndarray:
+        """Signed distance (N,) at points (N,3), negative inside."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One level of the coarse-to-fine refinement."""
@@ -124,11 +132,13 @@ def refine_object(
     start: ObjectField | None = None,
     hull_quantile: float = 0.85,
     hidden_weight: float = 0.2,
+    solids: Sequence[Solid] = (),
     progress: Callable[[float, str], None] | None = None,
 ) -> ObjectField:
     """Shape from silhouettes and photometry, with the poses of the valid frames refined along.
 
-    cam_from_object (F,4,4), NaN where unknown; confidence (F,) weights frames. Deterministic for a seed.
+    cam_from_object (F,4,4), NaN where unknown; confidence (F,) weights frames; solids: other bodies that rest in the
+    object's frame (a grasping hand): the object is not where they are. Deterministic for a seed.
     """
     valid = np.isfinite(cam_from_object[:, 0, 0]) & (obs.inside.reshape(len(obs.inside), -1).sum(1) > 50)
     index = np.flatnonzero(valid)
@@ -140,6 +150,7 @@ def refine_object(
     light = torch.zeros(9) if start is None else start.light.clone()
     light.requires_grad_(True)
     weight = torch.from_numpy(np.clip(confidence[index], 0.05, 1.0)).float()
+    empty, empty_points = [], torch.zeros(0, 3)
     total, done, grid, level = sum(s.iterations for s in stages), 0, None, None
     opt = torch.optim.Adam([{"params": [xi], "lr": pose_lr}, {"params": [light], "lr": 5e-3}], betas=(0.9, 0.99))
     running = torch.full((len(index),), float("nan"))
@@ -159,7 +170,14 @@ def refine_object(
                     for i in index
                 ]
                 phi = visual_hull(views, small.K, stage.resolution, center - half, h, hull_quantile)
+                axes = [center[a] - half + h * np.arange(stage.resolution) for a in range(3)]
+                nodes = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+                for solid in solids:
+                    d = solid.distance(nodes)
+                    phi = torch.maximum(phi, torch.from_numpy(-d.astype(np.float32)).reshape(phi.shape))
+                    empty.append(nodes[d < -0.5 * h])
                 grid = SdfGrid(phi, center - half, h)
+                empty_points = torch.from_numpy(np.concatenate(empty or [np.zeros((0, 3))])).float()
         elif grid.R != stage.resolution:
             grid = grid.upsampled(stage.resolution)
         for k in range(stage.iterations):
@@ -179,6 +197,10 @@ def refine_object(
             # where a hand may hide the object nothing is known, but what no frame needs should not be there
             silhouette = torch.where(hidden, hidden_weight * acc, F.binary_cross_entropy(acc.clamp(1e-3, 1 - 1e-3), seen, reduction="none"))
             loss = (w * (residual + 0.2 * silhouette)).mean() + 1e-3 * light.square().sum()
+            if len(empty_points):
+                at = empty_points[torch.randint(len(empty_points), (512,), generator=generator)]
+                at = at + (torch.rand(at.shape, generator=generator) - 0.5) * h
+                loss = loss + 2.0 * (grid.sample(at)[0][:, 0] / (4 * h)).clamp(max=0).square().mean()
             loss.backward()
             with torch.no_grad():
                 e = residual.detach() + 0.2 * silhouette.detach().clamp(max=2)

@@ -44,7 +44,7 @@ def prepare(
     size: float,
     samples: int = 80,
     max_frames: int = 100,
-    weight: float = 20.0,
+    weight: float = 40.0,
     effective: float = 12.0,
     seed: int = 0,
 ) -> Silhouettes | None:
@@ -115,7 +115,7 @@ def system(
     share: Tensor,
     ids: Tensor,
     sigma: float = 0.04,
-    slack: float = 0.035,
+    slack: float = 0.03,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cost (S,), H (S,62,62), g (S,62) of the silhouettes; share (S,N) says which frames each hand answers for."""
     x, D = vertices_and_jacobian(model, state, ids)
