@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
 from ..hand import HandModel
@@ -121,6 +122,7 @@ class HandSolid:
 def hand_depth(sequence: Sequence, hands: dict) -> np.ndarray:
     """(F,H,W) depth of the nearest hand surface where the mask also says hand; inf elsewhere. By painter's z-buffer."""
     n, (w, h) = len(sequence), sequence.size
+    reach = 0.04 * max(w, h)
     out = np.full((n, h, w), np.inf, np.float32)
     for side, (vertices, faces) in hands.items():
         mask = sequence.masks.get(side)
@@ -129,8 +131,10 @@ def hand_depth(sequence: Sequence, hands: dict) -> np.ndarray:
             if not np.isfinite(v).all() or (v[:, 2] < 0.05).any():
                 continue
             d = depth_image(v, faces, sequence.K, w, h)
-            if mask is not None:
-                d = np.where(mask[i], d, np.inf)
+            if mask is not None and mask[i].any() and np.isfinite(d).any():
+                # the tracked hand is a few pixels off: the rest of its mask is as far as the nearest of its surface
+                away, (row, column) = distance_transform_edt(~np.isfinite(d), return_indices=True)
+                d = np.where(mask[i] & (away < reach), d[row, column], np.inf)
             out[i] = np.minimum(out[i], d)
     return out
 

@@ -99,7 +99,7 @@ def surface(grid: SdfGrid, largest_only: bool = True) -> tuple[Mesh, list[str]]:
         if k > 1:
             outside = empty[0, 0, 0]
             phi = np.where((empty > 0) & (empty != outside), -grid.h * 0.5, phi)
-    v, f, _, _ = measure.marching_cubes(phi, 0.0, gradient_direction="ascent")
+    v, f, _, _ = measure.marching_cubes(phi, 0.0, gradient_direction="descent")
     lo = grid.lo.cpu().numpy().astype(np.float64)
     x = (v - 1) * grid.h + lo
     with torch.no_grad():

@@ -115,7 +115,7 @@ def adjust(
     per_frame: int = 300,
     scale: float = 1.0,
 ) -> np.ndarray:
-    """Bundle adjustment: Levenberg-Marquardt, Schur complement, Cauchy loss of `scale` pixels, rotations updated on SO(3).
+    """Bundle adjustment: Levenberg-Marquardt, Schur complement, Cauchy of `scale` pixels, rotations updated on SO(3).
 
     Only each frame's `per_frame` longest tracks take part: more adds time, not exactness. Returns the poses.
     """

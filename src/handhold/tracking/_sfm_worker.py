@@ -9,6 +9,7 @@ faces matched across a clip bend the model by 28 degrees and look like a success
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -108,7 +109,6 @@ def candidate_pairs(job: dict, cfg: dict, base: Path, sift_count: list[int]) -> 
 
 def verify(pairs: dict, points: list[np.ndarray], path: Path, cfg: dict) -> dict[tuple[int, int], np.ndarray]:
     """Keep what one two-view geometry explains, and write it to the mapper's database."""
-    path.unlink(missing_ok=True)
     kept, o = {}, two_view_options(cfg["seed"])
     with pycolmap.Database.open(path) as db:
         fill_database(db, cfg, points, [None] * len(points))
@@ -172,6 +172,14 @@ def lap(what: str, since: float) -> float:
     return now
 
 
+def clean(workdir: Path) -> None:
+    """Remove databases and models; a killed run's write-ahead log would otherwise be replayed into the next one's."""
+    for path in workdir.glob("*.db*"):
+        path.unlink()
+    for path in workdir.glob("models_*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def main(workdir: Path) -> None:
     """For each region of the job: verified tracks and the mapper's models, written to models.npz."""
     cfg = json.loads((workdir / "job.json").read_text())
@@ -179,7 +187,7 @@ def main(workdir: Path) -> None:
     pycolmap.set_random_seed(cfg["seed"])
     pycolmap.logging.minloglevel = 2
     s, base = cfg["upsample"], workdir / "sift.db"
-    base.unlink(missing_ok=True)
+    clean(workdir)
     clock = time.process_time()
     points, descriptors = extract(job, cfg)
     clock = lap("extract", clock)
@@ -221,6 +229,7 @@ def main(workdir: Path) -> None:
         }
         out |= {f"{region}_poses": poses, f"{region}_track": rows, f"{region}_xy": xy / s}
     save_npz(workdir / "models.npz", out)
+    clean(workdir)
 
 
 if __name__ == "__main__":

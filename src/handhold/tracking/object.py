@@ -159,7 +159,7 @@ def refine_object(
         h = 2 * half / (stage.resolution - 1)
         if level is None or level[0] != stage.image_scale:
             level = (stage.image_scale, _rays(obs.scaled(stage.image_scale), index))
-        where, frame_of, direction, color, mask, limit = level[1]
+        frame_of, direction, color, mask, limit = level[1]
         if grid is None:
             if start is not None:
                 grid = start.grid.upsampled(stage.resolution)
@@ -187,7 +187,7 @@ def refine_object(
             pick = torch.randint(len(direction), (rays,), generator=generator)
             f = frame_of[pick]
             o, d = _object_rays(base, xi, c0, radius, f, direction[pick])
-            rgb, acc, normal, hit = _render(grid, o, d, beta, generator)
+            rgb, acc, normal = _render(grid, o, d, limit[pick], beta, generator)
             r_cam = (so3_exp(xi[f, :3]) if refine_poses else None, base[f, :3, :3])
             n_cam = _rotate(r_cam, normal)
             predicted = rgb * shading(n_cam, light)[:, None]
@@ -195,7 +195,9 @@ def refine_object(
             w = weight[f]
             residual = (predicted - color[pick]).abs().mean(-1) * seen
             # where a hand may hide the object nothing is known, but what no frame needs should not be there
-            silhouette = torch.where(hidden, hidden_weight * acc, F.binary_cross_entropy(acc.clamp(1e-3, 1 - 1e-3), seen, reduction="none"))
+            # (in front of a known hand it cannot be at all, or it would be seen)
+            weak = hidden & ~limit[pick].isfinite()
+            silhouette = torch.where(weak, hidden_weight * acc, F.binary_cross_entropy(acc.clamp(1e-3, 1 - 1e-3), seen, reduction="none"))
             loss = (w * (residual + 0.2 * silhouette)).mean() + 1e-3 * light.square().sum()
             if len(empty_points):
                 at = empty_points[torch.randint(len(empty_points), (512,), generator=generator)]
@@ -223,25 +225,29 @@ def refine_object(
 
 
 def _rays(obs: Observations, index: np.ndarray, ring: int = 14):
-    """Every pixel that says something: the object's, and background within `ring` (scaled) pixels or on a coarse lattice."""
+    """Pixels within `ring` (at 480 wide) of the object's: frame, unit direction, colour, label, limit.
+
+    label: 1 object, 0 background, -1 hidden; limit: distance along the ray to what hides it, inf where unknown or nothing.
+    """
     out = [[] for _ in range(5)]
-    h, w = obs.inside.shape[1:]
+    w = obs.inside.shape[2]
     ring = max(5, round(ring * w / 480))
     for n, i in enumerate(index):
         inside, unknown = obs.inside[i], obs.unknown[i]
         near = cv2.dilate(inside.astype(np.uint8), np.ones((2 * ring + 1, 2 * ring + 1), np.uint8)) > 0
-        # the edge of a mask is mixed pixels; next to an occluder neither side is sure
+        # next to an occluder neither side is sure
         doubt = cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-        use = near & (~doubt | (inside & ~unknown) | unknown)
-        y, x = np.nonzero(use)
+        y, x = np.nonzero(near & (~doubt | (inside & ~unknown) | unknown))
         d = np.stack([(x + 0.5 - obs.K[0, 2]) / obs.K[0, 0], (y + 0.5 - obs.K[1, 2]) / obs.K[1, 1], np.ones(len(x))], -1)
+        length = np.linalg.norm(d, axis=1)
         out[0].append(np.full(len(x), n))
-        out[1].append(d / np.linalg.norm(d, axis=1, keepdims=True))
+        out[1].append(d / length[:, None])
         out[2].append(obs.frames[i][y, x] / 255.0)
         out[3].append(np.where(unknown[y, x], -1.0, inside[y, x]))
-    frame = torch.from_numpy(np.concatenate(out[0]))
+        depth = np.full(len(x), np.inf) if obs.occluder_depth is None else obs.occluder_depth[i][y, x]
+        out[4].append(np.where(unknown[y, x], depth * length, np.inf))
     t = lambda k: torch.from_numpy(np.concatenate(out[k]).astype(np.float32))  # noqa: E731
-    return None, frame, t(1), t(2), t(3), None
+    return torch.from_numpy(np.concatenate(out[0])), t(1), t(2), t(3), t(4)
 
 
 def _compose(base: Tensor, xi: Tensor, center: Tensor, radius: float) -> Tensor:
@@ -269,13 +275,14 @@ def _rotate(r_cam, normal):
     return (base @ normal[..., None])[..., 0]
 
 
-def _render(grid: SdfGrid, o: Tensor, d: Tensor, beta: float, generator: torch.Generator):
-    """Premultiplied colour divided out (N,3), coverage (N,), unit normal at the expected depth (N,3), hit (N,) bool."""
+def _render(grid: SdfGrid, o: Tensor, d: Tensor, limit: Tensor, beta: float, generator: torch.Generator):
+    """Premultiplied colour (N,3), coverage up to `limit` (N,), unit normal at the expected depth (N,3)."""
     t0, t1, _ = grid.march(o, d, 0.6 * grid.h, 5 * beta)
+    t1 = torch.minimum(t1, torch.maximum(limit, t0 + 1e-4 * grid.h))
     jitter = torch.rand(len(o), _SAMPLES, generator=generator)
     t = t0[:, None] + (t1 - t0)[:, None] * ((torch.arange(_SAMPLES) + jitter) / _SAMPLES)
     rgb, acc, depth = grid.render(o, d, t, beta)
     with torch.no_grad():
         x = o + d * (depth / acc.clamp(min=1e-3))[:, None]
         _, normal = grid.sample(x)
-    return rgb, acc, F.normalize(normal, dim=-1, eps=1e-6), acc > 0.5
+    return rgb, acc, F.normalize(normal, dim=-1, eps=1e-6)

@@ -227,7 +227,10 @@ def _solve(z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int) -> 
     fragments = tuple(tuple(int(i) for i in np.flatnonzero(bundle.is_registered(m))) for m in models)
     if not len(models) or not len(xy):
         return _nothing(count, "no two frames share enough features", fragments)
-    poses, trust, reason, t, notes = refine.assemble(models, _tracks(z, name, K, count), seed)
+    try:
+        poses, trust, reason, t, notes = refine.assemble(models, _tracks(z, name, K, count), seed)
+    except np.linalg.LinAlgError:
+        return _nothing(count, "the sub-models are degenerate: too little depth or turning", fragments)
     registered = bundle.is_registered(poses)
     if not registered.any():
         return _nothing(count, "no sub-model agrees with the motion between its frames", fragments)
