@@ -20,7 +20,7 @@ from ..scene import Mesh, Sequence
 from ..shapes.gaussians import Gaussians
 from ..shapes.sdf import surface
 from ..shapes.texture import fair_hidden, observe, vertex_normals
-from ..tracking.object import Observations, ObjectField, Stage, refine_object
+from ..tracking.object import Observations, ObjectField, Stage, beside, refine_object
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def fit_rigid(sequence: Sequence, tracks, seed: int = 0, device: str = "cpu", pr
     if not len(mesh.faces):
         return RigidFit(None, None, fitted.cam_from_object, tracks.confidence, tracks.reason, tracks.hands, notes)
     say(0.75, "surface colours")
-    mesh = observe(mesh, sequence.frames, masks["object"], sequence.K, fitted.cam_from_object, weight, 2.5 * fitted.grid.h)
+    clear = np.stack([inside & ~beside(h) for inside, h in zip(masks["object"], hidden, strict=True)])
+    mesh = observe(mesh, sequence.frames, clear, sequence.K, fitted.cam_from_object, weight, 2.5 * fitted.grid.h)
     mesh = fair_hidden(mesh)
     moved = {s: follow(h, tracks.cam_from_object, fitted.cam_from_object) for s, h in tracks.hands.items()}
     confidence = frame_confidence(fitted, tracks.confidence)
@@ -150,5 +151,5 @@ def frame_confidence(fitted: ObjectField, prior: np.ndarray) -> np.ndarray:
     """Tracking's confidence, lowered where the final rendering disagrees with the frame."""
     e = fitted.error
     typical = np.nanmedian(e)
-    doubt = np.clip(1.6 - 0.6 * e / max(typical, 1e-6), 0.1, 1.0)
+    doubt = np.clip(1.75 - 0.75 * e / max(typical, 1e-6), 0.3, 1.0)
     return np.where(np.isfinite(e), prior * doubt, 0.0).astype(np.float32)

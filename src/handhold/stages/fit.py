@@ -16,7 +16,7 @@ from ..scene import Body, Mesh, Rigid, Scene, Sequence, Skinned, save_npz
 from .prepare import _part, load_prepared
 from .track import HandTrack, Tracks, load_tracks
 
-MIN_CONFIDENCE = 0.15  # an object frame below this is not shown as found
+MIN_CONFIDENCE = 0.08  # an object frame below this is not shown as found
 
 
 def fit(run: Run, config: Config, report: Progress) -> None:

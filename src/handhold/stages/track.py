@@ -61,19 +61,27 @@ def track(run: Run, config: Config, report: Progress) -> None:
     for note in sfm.notes:
         report.note(note)
     registered = int(sfm.registered.sum())
+    scale = 1.0
     models = {s: HandModel.open(s, dtype=torch.float64) for s in sequence.landmarks}
     if registered < 3:
         report.partial("The object's pose could not be found in any frame: too little texture for structure from motion.")
-        hands = {s: fit_hand(m, sequence.K, sequence.landmarks[s]) for s, m in models.items()}
+        hands = {s: fit_hand(m, sequence.K, sequence.landmarks[s], mediapipe=config.prepare.joints is None) for s, m in models.items()}
     else:
         hands = {}
-        for k, (s, model) in enumerate(models.items()):
-            report(0.55 + 0.4 * k / len(models), f"{s} hand in the object's frame")
-            hands[s] = fit_grasp(
-                model, sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
-                hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed, object_masks=sequence.masks["object"],
-            )  # fmt: skip
-    scale = _common_scale(hands, report) if registered >= 3 else 1.0
+        given = config.prepare.joints is None
+        for again in range(2):
+            for k, (s, model) in enumerate(models.items()):
+                report(0.55 + 0.2 * again + 0.2 * k / len(models), f"{s} hand in the object's frame")
+                others = [m for side, m in hand_masks.items() if side != s]
+                hands[s] = fit_grasp(
+                    model, sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
+                    hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed,
+                    object_masks=np.any([sequence.masks["object"], *others], axis=0), mediapipe=given,
+                    scale_prior=(scale, 0.01) if again else None,
+                )  # fmt: skip
+            scale = _common_scale(hands, report)
+            if len(hands) == 1:
+                break  # two hands must agree on the object's size; one hand alone does
     poses = sfm.cam_from_object.copy()
     poses[:, :3, 3] *= scale
     arrays = {
@@ -85,7 +93,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
     }
     for s, h in hands.items():
         arrays |= {
-            f"hand.{s}.pose": h.pose, f"hand.{s}.betas": h.betas, f"hand.{s}.transl": h.transl * (scale / h.scale if registered >= 3 else 1.0),
+            f"hand.{s}.pose": h.pose, f"hand.{s}.betas": h.betas, f"hand.{s}.transl": h.transl,
             f"hand.{s}.confidence": h.confidence, f"hand.{s}.reason": np.asarray(h.reason, dtype=np.str_),
             f"hand.{s}.windows": np.asarray(h.windows, np.int64).reshape(-1, 2),
         }  # fmt: skip

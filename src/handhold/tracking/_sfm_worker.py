@@ -228,6 +228,8 @@ def main(workdir: Path) -> None:
             f"{region}_descriptor": np.array(data, np.uint8).reshape(-1, 128),
         }
         out |= {f"{region}_poses": poses, f"{region}_track": rows, f"{region}_xy": xy / s}
+        if models and models[0].num_reg_images() >= 0.97 * len(points):
+            break  # complete: another region costs time and gives nothing
     save_npz(workdir / "models.npz", out)
     clean(workdir)
 

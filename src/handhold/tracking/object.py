@@ -132,6 +132,7 @@ def refine_object(
     start: ObjectField | None = None,
     hull_quantile: float = 0.85,
     hidden_weight: float = 0.2,
+    smooth: float = 1e-3,
     solids: Sequence[Solid] = (),
     progress: Callable[[float, str], None] | None = None,
 ) -> ObjectField:
@@ -166,7 +167,7 @@ def refine_object(
             else:
                 small = obs.scaled(min(0.5, stage.image_scale))
                 views = [
-                    View(cam_from_object[i], small.inside[i], small.unknown[i], float(np.clip(confidence[i], 0.05, 1)), None if small.occluder_depth is None else small.occluder_depth[i])
+                    View(cam_from_object[i], small.inside[i] & ~beside(small.unknown[i]), beside(small.unknown[i]), float(np.clip(confidence[i], 0.05, 1)), None if small.occluder_depth is None else small.occluder_depth[i])
                     for i in index
                 ]
                 phi = visual_hull(views, small.K, stage.resolution, center - half, h, hull_quantile)
@@ -208,7 +209,7 @@ def refine_object(
                 e = residual.detach() + 0.2 * silhouette.detach().clamp(max=2)
                 for_frame = torch.zeros_like(running).index_add(0, f, e) / torch.bincount(f, minlength=len(index)).clamp(min=1)
                 running = torch.where(running.isnan(), for_frame, 0.95 * running + 0.05 * for_frame)
-            grid.reg(0.02, 2e-4, 8 * h)
+            grid.reg(0.02, smooth, 8 * h)
             grid.blur(2)
             grid.adam(0.05 * h * (0.2**share if stage is stages[-1] else 1.0), 0.1 * 0.3 ** (done / total))
             if refine_poses:
@@ -224,6 +225,12 @@ def refine_object(
     return ObjectField(grid, poses, error, light.detach(), center, radius)
 
 
+def beside(unknown: np.ndarray) -> np.ndarray:
+    """(H,W) bool: within a few pixels of an occluder, where masks of either side are not to be believed."""
+    k = 2 * max(1, round(0.009 * unknown.shape[1])) + 1
+    return cv2.dilate(unknown.astype(np.uint8), np.ones((k, k), np.uint8)) > 0
+
+
 def _rays(obs: Observations, index: np.ndarray, ring: int = 14):
     """Pixels within `ring` (at 480 wide) of the object's: frame, unit direction, colour, label, limit.
 
@@ -235,9 +242,7 @@ def _rays(obs: Observations, index: np.ndarray, ring: int = 14):
     for n, i in enumerate(index):
         inside, unknown = obs.inside[i], obs.unknown[i]
         near = cv2.dilate(inside.astype(np.uint8), np.ones((2 * ring + 1, 2 * ring + 1), np.uint8)) > 0
-        # next to an occluder neither side is sure
-        doubt = cv2.dilate(unknown.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
-        y, x = np.nonzero(near & (~doubt | (inside & ~unknown) | unknown))
+        y, x = np.nonzero(near & (unknown | ~beside(unknown)))
         d = np.stack([(x + 0.5 - obs.K[0, 2]) / obs.K[0, 0], (y + 0.5 - obs.K[1, 2]) / obs.K[1, 1], np.ones(len(x))], -1)
         length = np.linalg.norm(d, axis=1)
         out[0].append(np.full(len(x), n))

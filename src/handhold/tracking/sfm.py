@@ -115,13 +115,14 @@ def structure_from_motion(
     tell(0.0, "following flow")
     grey = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames])
     rows, xy = flow_tracks(grey, region, tick=lambda s: tell(0.25 * s, "following flow"))
-    regions = ["object"] if hand_masks is None else ["both", "object"]
+    regions = ["object"] if hand_masks is None else ["object", "both"]
     tell(0.25, "matching and mapping")
     note = _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeout)
     path = workdir / "models.npz"
     if note or not path.is_file():
         return _nothing(count, note or "structure from motion left no result", ())
     z = load_npz(path)
+    regions = [name for name in regions if f"{name}_poses" in z]  # the second is not tried when the first is complete
     made = {}
     for k, name in enumerate(regions):
         tell(0.7 + 0.3 * k / len(regions), f"joining sub-models ({name})")
