@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import cv2
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
@@ -16,7 +17,7 @@ from scipy.spatial import cKDTree
 
 from ..hand import HandModel
 from ..render.raster import depth_image
-from ..scene import Mesh, Sequence
+from ..scene import SIDES, Mesh, Sequence
 from ..shapes.gaussians import Gaussians
 from ..shapes.sdf import surface
 from ..shapes.texture import fair_hidden, observe, vertex_normals
@@ -42,7 +43,7 @@ STAGES = (
 )
 
 
-def fit_rigid(sequence: Sequence, tracks, seed: int = 0, device: str = "cpu", progress: Callable[[float, str], None] | None = None) -> RigidFit:
+def fit_rigid(sequence: Sequence, tracks, seed: int = 0, device: str = "cpu", pose_lr: float = 3e-4, progress: Callable[[float, str], None] | None = None) -> RigidFit:
     """Fit one clip; see the module's head. Deterministic for a seed."""
     say = progress or (lambda share, what: None)
     n = len(sequence)
@@ -50,7 +51,8 @@ def fit_rigid(sequence: Sequence, tracks, seed: int = 0, device: str = "cpu", pr
     if known.sum() < 3:
         return RigidFit(None, None, tracks.cam_from_object, tracks.confidence, tracks.reason, tracks.hands, ["no object surface: its pose is unknown"])
     hands = {s: posed_hand(s, h) for s, h in tracks.hands.items()}
-    depth = hand_depth(sequence, hands)
+    raw = raw_depth(sequence, hands)
+    depth = hand_depth(sequence, raw)
     masks = sequence.masks
     hidden = np.zeros_like(masks["object"])
     for k in ("right", "left", "other"):
@@ -59,15 +61,19 @@ def fit_rigid(sequence: Sequence, tracks, seed: int = 0, device: str = "cpu", pr
     obs = Observations(sequence.frames, masks["object"], hidden, sequence.K, depth)
     weight = np.clip(tracks.confidence * sequence.mask_confidence.get("object", np.ones(n)), 0.02, 1)
     solids = [HandSolid.of(v, f, tracks.cam_from_object) for v, f in hands.values()]
+    options = {"seed": seed, "pose_lr": pose_lr, "refine_poses": pose_lr > 0, "solids": solids}
+    coarse = refine_object(obs, tracks.cam_from_object, weight, STAGES[:1], progress=lambda s, what, **kw: say(0.25 * s, what), **options)
+    # Which of the hand's pixels are in front of the object can be told now; behind it the object's own labels are good.
+    front = raw < object_depth(surface(coarse.grid)[0], sequence, coarse.cam_from_object) + 0.004
     fitted = refine_object(
-        obs, tracks.cam_from_object, weight, STAGES, seed=seed, pose_lr=1.5e-3, progress=lambda s, what, **kw: say(0.7 * s, what),
-        solids=solids,
+        replace(obs, doubtful=widened(front)), coarse.cam_from_object, weight, STAGES[1:], start=coarse,
+        progress=lambda s, what, **kw: say(0.25 + 0.45 * s, what), **options,
     )  # fmt: skip
     mesh, notes = surface(fitted.grid)
     if not len(mesh.faces):
         return RigidFit(None, None, fitted.cam_from_object, tracks.confidence, tracks.reason, tracks.hands, notes)
     say(0.75, "surface colours")
-    clear = np.stack([inside & ~beside(h) for inside, h in zip(masks["object"], hidden, strict=True)])
+    clear = np.stack([inside & ~beside(h) & ~f for inside, h, f in zip(masks["object"], hidden, widened(front), strict=True)])
     mesh = observe(mesh, sequence.frames, clear, sequence.K, fitted.cam_from_object, weight, 2.5 * fitted.grid.h)
     mesh = fair_hidden(mesh)
     moved = {s: follow(h, tracks.cam_from_object, fitted.cam_from_object) for s, h in tracks.hands.items()}
@@ -120,24 +126,47 @@ class HandSolid:
         return np.median(out, 0)
 
 
-def hand_depth(sequence: Sequence, hands: dict) -> np.ndarray:
-    """(F,H,W) depth of the nearest hand surface where the mask also says hand; inf elsewhere. By painter's z-buffer."""
+def raw_depth(sequence: Sequence, hands: dict) -> np.ndarray:
+    """(F,H,W) depth of the nearest tracked hand's surface, inf where none projects."""
     n, (w, h) = len(sequence), sequence.size
-    reach = 0.04 * max(w, h)
     out = np.full((n, h, w), np.inf, np.float32)
-    for side, (vertices, faces) in hands.items():
-        mask = sequence.masks.get(side)
+    for vertices, faces in hands.values():
         for i in range(n):
-            v = vertices[i]
-            if not np.isfinite(v).all() or (v[:, 2] < 0.05).any():
-                continue
-            d = depth_image(v, faces, sequence.K, w, h)
-            if mask is not None and mask[i].any() and np.isfinite(d).any():
-                # the tracked hand is a few pixels off: the rest of its mask is as far as the nearest of its surface
-                away, (row, column) = distance_transform_edt(~np.isfinite(d), return_indices=True)
-                d = np.where(mask[i] & (away < reach), d[row, column], np.inf)
-            out[i] = np.minimum(out[i], d)
+            if np.isfinite(vertices[i]).all() and (vertices[i][:, 2] > 0.05).all():
+                out[i] = np.minimum(out[i], depth_image(vertices[i], faces, sequence.K, w, h))
     return out
+
+
+def hand_depth(sequence: Sequence, raw: np.ndarray) -> np.ndarray:
+    """(F,H,W) depth of the hands where the masks say hand; inf elsewhere.
+
+    The tracked hand is a few pixels off: the rest of its mask is as far away as the nearest of its surface.
+    """
+    masks = [sequence.masks[s] for s in SIDES if s in sequence.masks]
+    out = np.full(raw.shape, np.inf, np.float32)
+    reach = 0.04 * max(sequence.size)
+    for i in range(len(raw)):
+        mask = np.any([m[i] for m in masks], axis=0) if masks else np.zeros(raw.shape[1:], bool)
+        if mask.any() and np.isfinite(raw[i]).any():
+            away, (row, column) = distance_transform_edt(~np.isfinite(raw[i]), return_indices=True)
+            out[i] = np.where(mask & (away < reach), raw[i][row, column], np.inf)
+    return out
+
+
+def object_depth(mesh: Mesh, sequence: Sequence, cam_from_object: np.ndarray) -> np.ndarray:
+    """(F,H,W) depth of the object's surface, inf where it is not; -inf in frames without a pose."""
+    n, (w, h) = len(sequence), sequence.size
+    out = np.full((n, h, w), -np.inf, np.float32)
+    for i in np.flatnonzero(np.isfinite(cam_from_object[:, 0, 0])):
+        x = mesh.vertices @ cam_from_object[i, :3, :3].T + cam_from_object[i, :3, 3]
+        out[i] = depth_image(x, mesh.faces, sequence.K, w, h) if len(x) else np.inf
+    return out
+
+
+def widened(masks: np.ndarray) -> np.ndarray:
+    """(F,H,W) bool masks grown by about a hundredth of the image's width."""
+    k = 2 * max(1, round(0.008 * masks.shape[2])) + 1
+    return np.stack([cv2.dilate(m.astype(np.uint8), np.ones((k, k), np.uint8)) > 0 for m in masks])
 
 
 def follow(h, before: np.ndarray, after: np.ndarray):

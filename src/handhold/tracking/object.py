@@ -47,6 +47,7 @@ class Observations:
     unknown: np.ndarray  # (F,H,W) bool, hands and other occluders
     K: np.ndarray  # (3,3)
     occluder_depth: np.ndarray | None = None  # (F,H,W) float, depth of the hand's front surface, inf elsewhere
+    doubtful: np.ndarray | None = None  # (F,H,W) bool, pixels whose label is not to be believed
 
     def scaled(self, s: float) -> Observations:
         """The same at `s` times the size; a mask pixel counts by coverage."""
@@ -62,7 +63,13 @@ class Observations:
         if self.occluder_depth is not None:
             depth = np.stack([cv2.resize(np.where(np.isfinite(d), d, 0).astype(np.float32), size, interpolation=cv2.INTER_NEAREST) for d in self.occluder_depth])
             depth = np.where(depth > 0, depth, np.inf)
-        return Observations(area(self.frames), inside, unknown, K, depth)
+        doubtful = None if self.doubtful is None else area(self.doubtful.astype(np.float32)) > 0.25
+        return Observations(area(self.frames), inside, unknown, K, depth, doubtful)
+
+    def unsure(self, i: int) -> np.ndarray:
+        """(H,W) bool: pixels of frame `i` beside an occluder, or doubtful."""
+        near = beside(self.unknown[i])
+        return near if self.doubtful is None else near | self.doubtful[i]
 
 
 def object_extent(obs: Observations, poses: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, float]:
@@ -151,7 +158,9 @@ def refine_object(
     light = torch.zeros(9) if start is None else start.light.clone()
     light.requires_grad_(True)
     weight = torch.from_numpy(np.clip(confidence[index], 0.05, 1.0)).float()
-    empty, empty_points = [], torch.zeros(0, 3)
+    nodes = np.stack(np.meshgrid(*(center[a] + np.linspace(-half, half, 48) for a in range(3)), indexing="ij"), -1).reshape(-1, 3)
+    filled = [torch.from_numpy(s.distance(nodes).astype(np.float32)).reshape(48, 48, 48) for s in solids]
+    empty_points = torch.cat([torch.from_numpy(nodes).float()[d.ravel() < -0.01 * half] for d in filled] or [torch.zeros(0, 3)])
     total, done, grid, level = sum(s.iterations for s in stages), 0, None, None
     opt = torch.optim.Adam([{"params": [xi], "lr": pose_lr}, {"params": [light], "lr": 5e-3}], betas=(0.9, 0.99))
     running = torch.full((len(index),), float("nan"))
@@ -167,18 +176,13 @@ def refine_object(
             else:
                 small = obs.scaled(min(0.5, stage.image_scale))
                 views = [
-                    View(cam_from_object[i], small.inside[i] & ~beside(small.unknown[i]), beside(small.unknown[i]), float(np.clip(confidence[i], 0.05, 1)), None if small.occluder_depth is None else small.occluder_depth[i])
+                    View(cam_from_object[i], small.inside[i] & ~small.unsure(i), small.unsure(i), float(np.clip(confidence[i], 0.05, 1)), None if small.occluder_depth is None else small.occluder_depth[i])
                     for i in index
                 ]
                 phi = visual_hull(views, small.K, stage.resolution, center - half, h, hull_quantile)
-                axes = [center[a] - half + h * np.arange(stage.resolution) for a in range(3)]
-                nodes = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-                for solid in solids:
-                    d = solid.distance(nodes)
-                    phi = torch.maximum(phi, torch.from_numpy(-d.astype(np.float32)).reshape(phi.shape))
-                    empty.append(nodes[d < -0.5 * h])
+                for d in filled:
+                    phi = torch.maximum(phi, -F.interpolate(d[None, None], size=phi.shape, mode="trilinear", align_corners=True)[0, 0])
                 grid = SdfGrid(phi, center - half, h)
-                empty_points = torch.from_numpy(np.concatenate(empty or [np.zeros((0, 3))])).float()
         elif grid.R != stage.resolution:
             grid = grid.upsampled(stage.resolution)
         for k in range(stage.iterations):
@@ -202,7 +206,7 @@ def refine_object(
             loss = (w * (residual + 0.2 * silhouette)).mean() + 1e-3 * light.square().sum()
             if len(empty_points):
                 at = empty_points[torch.randint(len(empty_points), (512,), generator=generator)]
-                at = at + (torch.rand(at.shape, generator=generator) - 0.5) * h
+                at = at + (torch.rand(at.shape, generator=generator) - 0.5) * (half / 24)
                 loss = loss + 2.0 * (grid.sample(at)[0][:, 0] / (4 * h)).clamp(max=0).square().mean()
             loss.backward()
             with torch.no_grad():
@@ -242,7 +246,7 @@ def _rays(obs: Observations, index: np.ndarray, ring: int = 14):
     for n, i in enumerate(index):
         inside, unknown = obs.inside[i], obs.unknown[i]
         near = cv2.dilate(inside.astype(np.uint8), np.ones((2 * ring + 1, 2 * ring + 1), np.uint8)) > 0
-        y, x = np.nonzero(near & (unknown | ~beside(unknown)))
+        y, x = np.nonzero(near & (unknown | ~obs.unsure(i)))
         d = np.stack([(x + 0.5 - obs.K[0, 2]) / obs.K[0, 0], (y + 0.5 - obs.K[1, 2]) / obs.K[1, 1], np.ones(len(x))], -1)
         length = np.linalg.norm(d, axis=1)
         out[0].append(np.full(len(x), n))
