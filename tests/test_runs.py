@@ -70,6 +70,15 @@ def test_a_resumable_stage_keeps_its_folder_only_for_the_same_key(run):
     assert not run.fit_dir.exists()
 
 
+def test_begin_removes_half_written_files_of_a_killed_attempt(run):
+    half, other = run.root / ".preview.mp4.x1y2", run.root / ".lock"
+    run.root.mkdir(exist_ok=True)
+    half.touch()
+    other.touch()
+    run.begin("export", "k", ("preview.mp4",), False)
+    assert not half.exists() and other.exists()
+
+
 def test_leftovers_of_a_killed_write_are_not_stamped(run):
     run.begin("track", "k", ("2_track",), False)
     run.track_dir.mkdir()

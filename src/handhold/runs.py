@@ -136,6 +136,8 @@ class Run:
                     _remove_folder(path)
             else:
                 path.unlink(missing_ok=True)
+                for half in path.parent.glob(f".{path.name}.*"):  # of an attempt that was killed
+                    half.unlink(missing_ok=True)
         write_atomically(started, key + "\n")
 
     def finish(

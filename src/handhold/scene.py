@@ -8,13 +8,13 @@ y down, z forward), metres; for a static camera it is the camera's frame. Joints
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from .errors import UnusableInput
+from .files import atomic_file
 
 SIDES = ("right", "left")
 
@@ -182,21 +182,11 @@ def _frame_state(z: dict[str, np.ndarray], k: str, n: int) -> tuple[np.ndarray, 
 
 def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
     """Write arrays (never objects) to a compressed .npz, atomically: a killed or full-disk write leaves no file behind."""
-    path = Path(path)
     bad = [k for k, v in arrays.items() if np.asarray(v).dtype.hasobject]
     if bad:
         raise TypeError(f"refusing to pickle {bad}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "wb") as f:
-            np.savez_compressed(f, **arrays)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    except BaseException:
-        Path(tmp).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as f:
+        np.savez_compressed(f, **arrays)
 
 
 def load_npz(path: str | os.PathLike, max_bytes: int = 4 << 30) -> dict[str, np.ndarray]:

@@ -132,3 +132,20 @@ def demo_sequence(scene: Scene, gt: dict[str, np.ndarray], count: int | None = N
     return Sequence(
         frames, np.arange(len(frames)), scene.fps, scene.K, "given", "demo/video.mp4", masks=masks, mask_confidence=sure
     )
+
+
+def few(scene: Scene, sequence: Sequence, count: int) -> tuple[Scene, Sequence]:
+    """The first frames of a clip."""
+    bodies = {}
+    for name, b in scene.bodies.items():
+        m = b.motion
+        if isinstance(m, Skinned):
+            motion = replace(m, **{k: getattr(m, k)[:count] for k in ("pose", "transl", "vertices", "joints")})
+        else:
+            motion = Rigid(m.world_from_body[:count])
+        bodies[name] = Body(b.shape, motion, b.valid[:count], b.confidence[:count], b.reason[:count])
+    scene = replace(scene, frames=scene.frames[:count], world_from_cam=scene.world_from_cam[:count], bodies=bodies)
+    masks = {k: m[:count] for k, m in sequence.masks.items()}
+    sure = {k: m[:count] for k, m in sequence.mask_confidence.items()}
+    cut = {"frames": sequence.frames[:count], "indices": sequence.indices[:count]}
+    return scene, replace(sequence, masks=masks, mask_confidence=sure, **cut)

@@ -10,7 +10,7 @@ from handhold.scene import Mesh
 from handhold.view import preview
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
-from truth_scene import demo_sequence, demo_truth, truth_scene, with_gap  # noqa: E402
+from truth_scene import demo_sequence, demo_truth, few, truth_scene, with_gap  # noqa: E402
 
 K = np.array([[100.0, 0, 32], [0, 100, 24], [0, 0, 1]])
 RED, BLUE = np.array([255, 0, 0], np.uint8), np.array([0, 0, 255], np.uint8)
@@ -107,8 +107,6 @@ def test_the_overlay_lies_on_the_masks(demo):
 
 def test_preview_is_a_video_of_three_panels(demo, tmp_path):
     scene, sequence, _ = demo
-    from test_report import few  # the same short scene
-
     scene, sequence = few(scene, sequence, 4)
     scene = with_gap(scene, "object", slice(2, 3))
     preview.write_preview(tmp_path / "p.mp4", sequence, scene, max_side=240)

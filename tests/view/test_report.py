@@ -10,31 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handhold.scene import Body, Rigid, Scene, Sequence, Skinned
+from handhold.scene import Rigid
 from handhold.view import report, sections
 from handhold.view.report import write_report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
-from truth_scene import demo_sequence, demo_truth, truth_scene, with_gap  # noqa: E402
+from truth_scene import demo_sequence, demo_truth, few, truth_scene, with_gap  # noqa: E402
 
 HOSTILE = "</script><img src=x onerror=alert(1)>\"'&.mp4"
-
-
-def few(scene: Scene, sequence: Sequence, count: int) -> tuple[Scene, Sequence]:
-    """The first frames of a clip."""
-    bodies = {}
-    for name, b in scene.bodies.items():
-        m = b.motion
-        if isinstance(m, Skinned):
-            motion = replace(m, **{k: getattr(m, k)[:count] for k in ("pose", "transl", "vertices", "joints")})
-        else:
-            motion = Rigid(m.world_from_body[:count])
-        bodies[name] = Body(b.shape, motion, b.valid[:count], b.confidence[:count], b.reason[:count])
-    scene = replace(scene, frames=scene.frames[:count], world_from_cam=scene.world_from_cam[:count], bodies=bodies)
-    masks = {k: m[:count] for k, m in sequence.masks.items()}
-    sure = {k: m[:count] for k, m in sequence.mask_confidence.items()}
-    cut = {"frames": sequence.frames[:count], "indices": sequence.indices[:count]}
-    return scene, replace(sequence, masks=masks, mask_confidence=sure, **cut)
 
 
 class Page(HTMLParser):

@@ -1,7 +1,8 @@
-"""The first whole method: skinned hands, one rigid unknown object.
+"""The first whole method: skinned hands and one rigid unknown object.
 
-Surface by a signed-distance grid (strong on pose and geometry), appearance by Gaussians on that surface (strong on colour),
-rendered together with the hand in true occlusion order.
+The object's surface is a signed-distance grid (strong on geometry and pose), its appearance Gaussians on that surface
+(strong on colour), rendered together with the hands' in true occlusion order. What hands hide is unknown, not background;
+where the hands are, the object is not; what no frame has seen is filled in smoothly and marked as unseen.
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
-from scipy.spatial import cKDTree
 
 from ..hand import HandModel
-from ..render.raster import depth_image
-from ..scene import SIDES, Mesh, Sequence
+from ..kernels.grid import SdfGrid
+from ..scene import Mesh, Sequence
 from ..shapes.gaussians import Gaussians
-from ..shapes.sdf import surface
-from ..shapes.texture import fair_hidden, observe, vertex_normals
-from ..tracking.object import Observations, ObjectField, Stage, beside, refine_object
+from ..shapes.sdf import nodes, open_thin, surface
+from ..shapes.texture import fair_hidden, observe
+from ..tracking.object import ObjectField, Observations, Stage, beside, refine_object
+from ..tracking.occlusion import HandSolid, hand_depth, object_depth, raw_depth, widened
+from ..tracking.register import register_missing
+from .appearance import fit_appearance
+
+COARSE = (Stage(48, 250, (2.5, 1.0), 0.5),)
+FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
+IN_FRONT = 0.004  # metres: a hand this much behind the object's first surface may still be in front of the true one
+THIN_COARSE, THIN_FINE = 0.006, 0.0035  # metres: half the thickness below which leftovers beside a hand are removed
 
 
 @dataclass(frozen=True)
@@ -30,55 +36,75 @@ class RigidFit:
 
     mesh: Mesh | None  # metres, object frame
     gaussians: Gaussians | None  # object frame
-    cam_from_object: np.ndarray  # (F,4,4)
+    cam_from_object: np.ndarray  # (F,4,4), NaN where unknown
     object_confidence: np.ndarray  # (F,)
     object_reason: np.ndarray  # (F,) str
     hands: dict  # side -> HandTrack
     notes: list[str] = field(default_factory=list)
 
 
-STAGES = (
-    Stage(48, 250, (2.5, 1.0), 0.5),
-    Stage(80, 350, (1.2, 0.6), 1.0),
-)
+def fit_rigid(
+    sequence: Sequence,
+    tracks,
+    seed: int = 0,
+    pose_lr: float = 3e-4,
+    appearance: bool = True,
+    progress: Callable[[float, str], None] | None = None,
+) -> RigidFit:
+    """Fit one clip from its masks and `stages.track.Tracks`. Deterministic for a seed.
 
-
-def fit_rigid(sequence: Sequence, tracks, seed: int = 0, device: str = "cpu", pose_lr: float = 3e-4, progress: Callable[[float, str], None] | None = None) -> RigidFit:
-    """Fit one clip; see the module's head. Deterministic for a seed."""
+    pose_lr: radians per step of the pose refinement with the surface (0: poses stay); appearance: fit Gaussians too.
+    """
     say = progress or (lambda share, what: None)
-    n = len(sequence)
-    known = np.isfinite(tracks.cam_from_object[:, 0, 0])
-    if known.sum() < 3:
-        return RigidFit(None, None, tracks.cam_from_object, tracks.confidence, tracks.reason, tracks.hands, ["no object surface: its pose is unknown"])
-    hands = {s: posed_hand(s, h) for s, h in tracks.hands.items()}
-    raw = raw_depth(sequence, hands)
-    depth = hand_depth(sequence, raw)
+    part = lambda a, b: lambda share, what, **metrics: say(a + (b - a) * share, what, **metrics)  # noqa: E731
+    poses, tracked = tracks.cam_from_object, dict(tracks.hands)
     masks = sequence.masks
-    hidden = np.zeros_like(masks["object"])
-    for k in ("right", "left", "other"):
-        if k in masks:
-            hidden |= masks[k]
-    obs = Observations(sequence.frames, masks["object"], hidden, sequence.K, depth)
-    weight = np.clip(tracks.confidence * sequence.mask_confidence.get("object", np.ones(n)), 0.02, 1)
-    solids = [HandSolid.of(v, f, tracks.cam_from_object) for v, f in hands.values()]
+    seen = masks["object"].reshape(len(sequence), -1).sum(1) > 50
+    if (np.isfinite(poses[:, 0, 0]) & seen).sum() < 3:
+        return RigidFit(None, None, poses, tracks.confidence, tracks.reason, tracked, ["no object surface: its pose is unknown"])
+    hands = {s: posed_hand(s, h) for s, h in tracked.items()}
+    raw = raw_depth(sequence, hands)
+    hidden = np.any([masks[k] for k in ("right", "left", "other") if k in masks] or [np.zeros_like(masks["object"])], axis=0)
+    obs = Observations(sequence.frames, masks["object"], hidden, sequence.K, hand_depth(sequence, raw))
+    belief = sequence.mask_confidence.get("object", np.ones(len(sequence)))
+    confidence, reason = tracks.confidence.copy(), np.asarray(tracks.reason, dtype="<U80").copy()
+    weight = np.clip(confidence * belief, 0.02, 1)
+    solids = [HandSolid.of(v, f, poses) for v, f in hands.values()]
     options = {"seed": seed, "pose_lr": pose_lr, "refine_poses": pose_lr > 0, "solids": solids}
-    coarse = refine_object(obs, tracks.cam_from_object, weight, STAGES[:1], progress=lambda s, what, **kw: say(0.25 * s, what), **options)
-    # Which of the hand's pixels are in front of the object can be told now; behind it the object's own labels are good.
-    front = raw < object_depth(surface(coarse.grid)[0], sequence, coarse.cam_from_object) + 0.004
-    fitted = refine_object(
-        replace(obs, doubtful=widened(front)), coarse.cam_from_object, weight, STAGES[1:], start=coarse,
-        progress=lambda s, what, **kw: say(0.25 + 0.45 * s, what), **options,
-    )  # fmt: skip
+
+    # 1. A coarse surface from the frames that tracking placed; the frames it could not place are registered to that.
+    coarse = refine_object(obs, poses, weight, COARSE, progress=part(0.0, 0.2), **options)
+    placed, error = register_missing(coarse, obs.scaled(0.5), coarse.cam_from_object, seed=seed, progress=part(0.2, 0.25))
+    new = np.isfinite(error)
+    if new.any():
+        tracked = {s: carry(s, h, poses, placed, new) for s, h in tracked.items()}
+        hands = {s: posed_hand(s, h) for s, h in tracked.items()}
+        raw = raw_depth(sequence, hands)
+        obs = replace(obs, occluder_depth=hand_depth(sequence, raw))
+        confidence[new], reason[new] = 0.5, "registered: photometric and silhouette"
+        weight = np.clip(confidence * belief, 0.02, 1)
+
+    # 2. The fine surface. Which of the hand's pixels are in front of the object can be told now.
+    prune(coarse.grid, solids, THIN_COARSE)
+    front = widened(raw < object_depth(surface(coarse.grid)[0], sequence, placed) + IN_FRONT)
+    fitted = refine_object(replace(obs, doubtful=front), placed, weight, FINE, start=coarse, progress=part(0.25, 0.6), **options)
+    prune(fitted.grid, solids, THIN_FINE)
     mesh, notes = surface(fitted.grid)
+    poses = fitted.cam_from_object
+    confidence = frame_confidence(fitted, confidence)
     if not len(mesh.faces):
-        return RigidFit(None, None, fitted.cam_from_object, tracks.confidence, tracks.reason, tracks.hands, notes)
-    say(0.75, "surface colours")
-    clear = np.stack([inside & ~beside(h) & ~f for inside, h, f in zip(masks["object"], hidden, widened(front), strict=True)])
-    mesh = observe(mesh, sequence.frames, clear, sequence.K, fitted.cam_from_object, weight, 2.5 * fitted.grid.h)
+        return RigidFit(None, None, poses, confidence, reason, tracked, notes)
+
+    # 3. Colours, what was seen, and the rest.
+    say(0.6, "surface colours")
+    clear = np.stack([i & ~beside(h) & ~f for i, h, f in zip(masks["object"], hidden, front, strict=True)])
+    mesh = observe(mesh, sequence.frames, clear, sequence.K, poses, weight, 2.5 * fitted.grid.h)
     mesh = fair_hidden(mesh)
-    moved = {s: follow(h, tracks.cam_from_object, fitted.cam_from_object) for s, h in tracks.hands.items()}
-    confidence = frame_confidence(fitted, tracks.confidence)
-    return RigidFit(mesh, None, fitted.cam_from_object, confidence, tracks.reason, moved, notes)
+    if not appearance:
+        return RigidFit(mesh, None, poses, confidence, reason, tracked, notes)
+    look = fit_appearance(sequence, mesh, poses, weight, hands, seed=seed, progress=part(0.65, 1.0))
+    notes.append(f"Gaussians: {look.psnr:.1f} dB on held-out frames' foreground, object mask IoU {look.iou:.2f}")
+    return RigidFit(mesh, look.object, look.cam_from_object, confidence, reason, tracked, notes)
 
 
 def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:
@@ -92,92 +118,39 @@ def _f64(x) -> torch.Tensor:
     return torch.as_tensor(np.asarray(x, np.float64))
 
 
-@dataclass(frozen=True)
-class HandSolid:
-    """Where a grasping hand is in the object's frame: the object is not there."""
+def carry(side: str, h, before: np.ndarray, after: np.ndarray, new: np.ndarray):
+    """A hand that holds the object goes along with it in newly placed frames, as in the nearest frame placed before.
 
-    points: np.ndarray  # (P,3) on the hand's surface, object frame
-    normals: np.ndarray  # (P,3) outward
-    frames: int  # how many poses of the hand `points` are taken from
-
-    @staticmethod
-    def of(vertices: np.ndarray, faces: np.ndarray, cam_from_object: np.ndarray, poses: int = 6) -> HandSolid:
-        """From the hand's vertices (F,V,3) in the camera frame, at a few frames spread over the clip."""
-        known = np.flatnonzero(np.isfinite(cam_from_object[:, 0, 0]) & np.isfinite(vertices).all((1, 2)))
-        known = known[np.unique(np.linspace(0, len(known) - 1, min(poses, len(known))).astype(int))]
-        points, normals = [], []
-        for i in known:
-            r, t = cam_from_object[i, :3, :3], cam_from_object[i, :3, 3]
-            x = (vertices[i] - t) @ r
-            centres = x[faces].mean(1)
-            n = vertex_normals(x, faces)
-            points.append(np.concatenate([x, centres]))
-            normals.append(np.concatenate([n, n[faces].mean(1)]))
-        return HandSolid(np.concatenate(points), np.concatenate(normals), len(known))
-
-    def distance(self, x: np.ndarray) -> np.ndarray:
-        """Signed distance (N,) to the hand, negative inside: the median over the hand's poses, so slip does not widen it."""
-        per = len(self.points) // self.frames
-        out = np.empty((self.frames, len(x)), np.float32)
-        for k in range(self.frames):
-            part = slice(k * per, (k + 1) * per)
-            d, i = cKDTree(self.points[part]).query(x, workers=-1)
-            out[k] = np.where(np.einsum("ij,ij->i", x - self.points[part][i], self.normals[part][i]) < 0, -d, d)
-        return np.median(out, 0)
-
-
-def raw_depth(sequence: Sequence, hands: dict) -> np.ndarray:
-    """(F,H,W) depth of the nearest tracked hand's surface, inf where none projects."""
-    n, (w, h) = len(sequence), sequence.size
-    out = np.full((n, h, w), np.inf, np.float32)
-    for vertices, faces in hands.values():
-        for i in range(n):
-            if np.isfinite(vertices[i]).all() and (vertices[i][:, 2] > 0.05).all():
-                out[i] = np.minimum(out[i], depth_image(vertices[i], faces, sequence.K, w, h))
-    return out
-
-
-def hand_depth(sequence: Sequence, raw: np.ndarray) -> np.ndarray:
-    """(F,H,W) depth of the hands where the masks say hand; inf elsewhere.
-
-    The tracked hand is a few pixels off: the rest of its mask is as far away as the nearest of its surface.
+    Frames in which the hand itself was seen well keep it.
     """
-    masks = [sequence.masks[s] for s in SIDES if s in sequence.masks]
-    out = np.full(raw.shape, np.inf, np.float32)
-    reach = 0.04 * max(sequence.size)
-    for i in range(len(raw)):
-        mask = np.any([m[i] for m in masks], axis=0) if masks else np.zeros(raw.shape[1:], bool)
-        if mask.any() and np.isfinite(raw[i]).any():
-            away, (row, column) = distance_transform_edt(~np.isfinite(raw[i]), return_indices=True)
-            out[i] = np.where(mask & (away < reach), raw[i][row, column], np.inf)
-    return out
+    model = HandModel.open(side, dtype=torch.float64)
+    wrist = model.with_shape(_f64(h.betas)).rest_joints.numpy()[0]
+    pose, transl, confidence, reason = h.pose.copy(), h.transl.copy(), h.confidence.copy(), np.asarray(h.reason, dtype="<U80").copy()
+    known = np.flatnonzero(np.isfinite(before[:, 0, 0]) & (h.confidence > 0.2))
+    if not len(known):
+        return h
+    for i in np.flatnonzero(new):
+        k = known[np.abs(known - i).argmin()]
+        if h.confidence[i] >= h.confidence[k]:
+            continue
+        step = after[i] @ np.linalg.inv(before[k])
+        rotations = model.rotations(_f64(h.pose[k])).clone()
+        rotations[0] = torch.from_numpy(step[:3, :3]) @ rotations[0]
+        pose[i] = model.theta(rotations).numpy()
+        transl[i] = step[:3, :3] @ (wrist + h.transl[k]) + step[:3, 3] - wrist
+        confidence[i], reason[i] = 0.7 * h.confidence[k], "carried by the registered object"
+    return replace(h, pose=pose, transl=transl, confidence=confidence, reason=reason)
 
 
-def object_depth(mesh: Mesh, sequence: Sequence, cam_from_object: np.ndarray) -> np.ndarray:
-    """(F,H,W) depth of the object's surface, inf where it is not; -inf in frames without a pose."""
-    n, (w, h) = len(sequence), sequence.size
-    out = np.full((n, h, w), -np.inf, np.float32)
-    for i in np.flatnonzero(np.isfinite(cam_from_object[:, 0, 0])):
-        x = mesh.vertices @ cam_from_object[i, :3, :3].T + cam_from_object[i, :3, 3]
-        out[i] = depth_image(x, mesh.faces, sequence.K, w, h) if len(x) else np.inf
-    return out
-
-
-def widened(masks: np.ndarray) -> np.ndarray:
-    """(F,H,W) bool masks grown by about a hundredth of the image's width."""
-    k = 2 * max(1, round(0.008 * masks.shape[2])) + 1
-    return np.stack([cv2.dilate(m.astype(np.uint8), np.ones((k, k), np.uint8)) > 0 for m in masks])
-
-
-def follow(h, before: np.ndarray, after: np.ndarray):
-    """The hand moved along with the object's refined pose: what was rigid with the object stays so."""
-    pose, transl = h.pose.copy(), h.transl.copy()
-    # not yet: the hand keeps its own pose where the change is unknown
-    return replace(h, pose=pose, transl=transl)
+def prune(grid: SdfGrid, solids: list[HandSolid], radius: float, reach: float = 0.03) -> None:
+    """Remove thin leftovers within `reach` (metres) of the hands; see `open_thin`."""
+    for solid in solids:
+        near = solid.distance(nodes(grid)).reshape(grid.R, grid.R, grid.R) < reach
+        open_thin(grid, near, radius)
 
 
 def frame_confidence(fitted: ObjectField, prior: np.ndarray) -> np.ndarray:
-    """Tracking's confidence, lowered where the final rendering disagrees with the frame."""
+    """(F,) tracking's confidence, lowered where the final rendering disagrees with the frame."""
     e = fitted.error
     typical = np.nanmedian(e)
     doubt = np.clip(1.75 - 0.75 * e / max(typical, 1e-6), 0.3, 1.0)

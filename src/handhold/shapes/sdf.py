@@ -38,7 +38,7 @@ def visual_hull(views: list[View], K: np.ndarray, resolution: int, lo: np.ndarra
     """
     axes = [lo[k] + h * np.arange(resolution) for k in range(3)]
     x = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    values, weights = np.empty((len(views), len(x)), np.float32), np.array([v.weight for v in views], np.float32)
+    values, weights = np.empty((len(views), len(x)), np.float32), np.zeros((len(views), len(x)), np.float32)
     seen, hidden = np.zeros(len(x), np.float32), np.full(len(x), 1e-3, np.float32)
     for i, v in enumerate(views):
         solid = v.inside | v.unknown
@@ -53,26 +53,51 @@ def visual_hull(views: list[View], K: np.ndarray, resolution: int, lo: np.ndarra
         s = cv2.remap(signed, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).ravel() * z / K[0, 0]
         height, width = solid.shape
         off = (px[:, 0] < 0) | (px[:, 1] < 0) | (px[:, 0] > width) | (px[:, 1] > height)
-        s[off] = np.minimum(s[off], -h)  # the frame's border hides what lies beyond it
         at = np.clip(np.floor(px).astype(int), 0, [width - 1, height - 1])
         visible = ~off & v.inside[at[:, 1], at[:, 0]]
         seen += v.weight * visible
         hidden += v.weight * (~off & ~visible & v.unknown[at[:, 1], at[:, 0]])
+        tells = ~off & (visible | ~v.unknown[at[:, 1], at[:, 0]])  # what lies beyond the border or is hidden says nothing
         if v.occluder_depth is not None:
             d = cv2.remap(v.occluder_depth.astype(np.float32), map_x, map_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=np.inf).ravel()
-            s = np.where(np.isfinite(d), np.maximum(s, np.minimum(d - z, 4 * h)), s)
-        values[i] = s
+            bare = ~off & np.isfinite(d) & (z < d - 0.5 * h)  # in front of the hand that covers it, it would be seen
+            s = np.where(bare, np.maximum(s, np.minimum(d - z, 4 * h)), s)
+            tells |= bare
+        values[i], weights[i] = s, v.weight * tells
     phi = _weighted_quantile(values, weights, quantile)
+    known = weights.sum(0) > 0.08 * sum(v.weight for v in views)
+    phi = np.where(known, phi, np.maximum(phi, 2 * h))
     share = ndimage.gaussian_filter((seen / (seen + hidden)).reshape(resolution, resolution, resolution), 0.7).ravel()
     phi = np.maximum(phi, 20 * h * (min_share - share))
     return torch.from_numpy(phi.reshape(resolution, resolution, resolution))
 
 
 def _weighted_quantile(values: np.ndarray, weights: np.ndarray, q: float) -> np.ndarray:
+    """Quantile over axis 0 of values (V,N) with weights (V,N)."""
     order = np.argsort(values, 0)
-    cumulative = np.cumsum(weights[order], 0)
-    at = (cumulative >= q * weights.sum() - 1e-6).argmax(0)
+    cumulative = np.cumsum(np.take_along_axis(weights, order, 0), 0)
+    at = (cumulative >= q * cumulative[-1] - 1e-6).argmax(0)
     return np.take_along_axis(values, np.take_along_axis(order, at[None], 0), 0)[0].astype(np.float32)
+
+
+def open_thin(grid: SdfGrid, where: np.ndarray, radius: float) -> None:
+    """In place: inside the region `where` (R,R,R) bool, remove what is thinner than about twice `radius` (morphological opening).
+
+    Between the fingers of a grasping hand masks leak, and leaks make fins and threads; a thin real part away from the hand stays.
+    """
+    phi = grid.data[..., 0].numpy()
+    solid = phi < 0
+    core = ndimage.distance_transform_edt(solid) * grid.h > radius
+    kept = ndimage.distance_transform_edt(~core) * grid.h <= radius if core.any() else np.zeros_like(solid)
+    gone = solid & where & ~kept
+    grid.data[..., 0][torch.from_numpy(gone)] = 0.7 * grid.h
+
+
+def nodes(grid: SdfGrid) -> np.ndarray:
+    """(R^3,3) positions of the grid's entries."""
+    lo = grid.lo.cpu().numpy().astype(np.float64)
+    axis = grid.h * np.arange(grid.R)
+    return np.stack(np.meshgrid(*(lo[k] + axis for k in range(3)), indexing="ij"), -1).reshape(-1, 3)
 
 
 def surface(grid: SdfGrid, largest_only: bool = True) -> tuple[Mesh, list[str]]:
@@ -82,6 +107,7 @@ def surface(grid: SdfGrid, largest_only: bool = True) -> tuple[Mesh, list[str]]:
     """
     data = grid.data.detach().cpu().numpy().astype(np.float64)
     phi = np.pad(data[..., 0], 1, constant_values=grid.h)  # the border is outside: open surfaces are capped there
+    phi[phi == 0] = 1e-6 * grid.h  # marching cubes leaves slivers at exact zeros
     if not (phi < 0).any():
         return Mesh(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.int32)), ["the object's volume is empty"]
     notes = []
@@ -92,7 +118,7 @@ def surface(grid: SdfGrid, largest_only: bool = True) -> tuple[Mesh, list[str]]:
             keep = 1 + int(size.argmax())
             dropped = float(1 - size.max() / size.sum())
             if dropped > 0.001:
-                notes.append(f"dropped {k - 1} loose pieces, {100 * dropped:.1f} % of the volume")
+                notes.append(f"dropped {k - 1} loose piece{'s' * (k > 2)}, {100 * dropped:.1f} % of the volume")
             phi = np.where((comp > 0) & (comp != keep), grid.h * 0.5, phi)
         # no cavities: what is enclosed cannot have been seen
         empty, k = ndimage.label(phi >= 0)

@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
-from ..render.raster import depth_image
+from ..geometry.raster import depth_image
 from ..scene import Mesh
 
 
@@ -92,17 +92,24 @@ def spread(values: np.ndarray, known: np.ndarray, f: np.ndarray) -> np.ndarray:
     return out
 
 
-def fair_hidden(mesh: Mesh, hold: float = 1e-3) -> Mesh:
+def fair_hidden(mesh: Mesh, rings: int = 3, hold: float = 1e-6) -> Mesh:
     """Surface no frame has seen is bent as little as its seen surroundings allow (bi-Laplacian fairing; Botsch and Kobbelt, 2004).
 
-    `hold` keeps hidden vertices weakly where they were. Seen vertices do not move.
+    The last `rings` of seen vertices around it move too: they lean towards whatever hid their neighbours. `hold` keeps the
+    system solvable where nothing around is seen. All other vertices stay.
     """
     if mesh.observed is None or mesh.observed.all() or not mesh.observed.any():
         return mesh
     v = mesh.vertices.astype(np.float64)
     lap = graph_laplacian(mesh.faces, len(v))
+    near = (lap != 0).astype(np.int8)
+    hidden = ~mesh.observed
+    for _ in range(rings):
+        hidden = (near @ hidden.astype(np.int8)) > 0
+    if hidden.all():
+        return mesh
     energy = (lap.T @ lap).tocsr()
-    free, fixed = np.flatnonzero(~mesh.observed), np.flatnonzero(mesh.observed)
+    free, fixed = np.flatnonzero(hidden), np.flatnonzero(~hidden)
     a = energy[free][:, free] + hold * sparse.identity(len(free))
     b = hold * v[free] - energy[free][:, fixed] @ v[fixed]
     v[free] = splu(a.tocsc()).solve(np.asarray(b))

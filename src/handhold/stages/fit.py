@@ -27,7 +27,7 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     tracks = load_tracks(run, sequence)
     if not tracks.hands and not np.isfinite(tracks.cam_from_object[:, 0, 0]).any():
         raise StageFailed("Neither a hand nor the object could be tracked; there is nothing to fit.")
-    result = fit_rigid(sequence, tracks, seed=config.seed, device=config.device, progress=partial(_part, report, 0.0, 0.95))
+    result = fit_rigid(sequence, tracks, seed=config.seed, progress=partial(_part, report, 0.0, 0.95))
     for note in result.notes:
         report.note(note)
     if result.gaussians is not None:

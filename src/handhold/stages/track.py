@@ -118,11 +118,13 @@ def load_tracks(run: Run, sequence: Sequence) -> Tracks:
     if not path.is_file():
         raise UnusableInput(f"{run.track_dir} is not complete; run `handhold track {run.root}` again.")
     z = load_npz(path)
-    hands = {
-        s: HandTrack(*(z[f"hand.{s}.{k}"] for k in ("pose", "betas", "transl", "confidence", "reason", "windows")))
-        for s in SIDES
-        if f"hand.{s}.pose" in z
-    }
-    if len(z["object.confidence"]) != len(sequence):
+    try:
+        keys = ("pose", "betas", "transl", "confidence", "reason", "windows")
+        hands = {s: HandTrack(*(z[f"hand.{s}.{k}"] for k in keys)) for s in SIDES if f"hand.{s}.pose" in z}
+        object_keys = ("object.cam_from_object", "object.confidence", "object.reason", "points", "point_colors")
+        tracks = Tracks(*(z[k] for k in object_keys), hands)
+    except KeyError as e:
+        raise UnusableInput(f"{path} has no {e.args[0]!r}; run `handhold track {run.root}` again.") from e
+    if len(tracks.confidence) != len(sequence):
         raise StageFailed("The tracks are of another clip; run the `track` stage again.")
-    return Tracks(z["object.cam_from_object"], z["object.confidence"], z["object.reason"], z["points"], z["point_colors"], hands)
+    return tracks

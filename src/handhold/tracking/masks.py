@@ -1,10 +1,10 @@
 """Masks of the hands and the object without a trained segmenter: background, colour, landmarks.
 
-A static camera sees each background pixel with the same colour whenever nothing covers it, so the densest temporal mode of a
-pixel is its background. What differs is hand, object, or everything else that moves (sleeve, arm, body). Landmarks give
-clean seeds of each in the frames where the hand was found; a small per-clip pixel classifier learns colour and local
-texture from those seeds and labels every frame, also those without landmarks. Probabilities are smoothed along image edges
-and cleaned by connectivity. Nothing here is specific to an object.
+A static camera sees each background pixel with the same colour whenever nothing covers it, so the densest temporal mode
+of a pixel is its background. What differs is hand, object, or everything else that moves (sleeve, arm, body). Landmarks
+give clean seeds of each in the frames where the hand was found; a small per-clip pixel classifier learns colour and
+local texture from those seeds and labels every frame, also those without landmarks. Probabilities are smoothed along
+image edges and cleaned by connectivity. Nothing here is specific to an object.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ..scene import SIDES, Sequence
+from ..scene import Sequence
+from ._mask_cleaning import BACKGROUND, BONES, HAND, OBJECT, OTHER, clean, px
 
-BACKGROUND, HAND, OBJECT, OTHER = range(4)
-_BONES = [(0, 1), (1, 2), (2, 3), (3, 4), (0, 5), (5, 6), (6, 7), (7, 8), (5, 9), (9, 10), (10, 11), (11, 12), (9, 13), (13, 14), (14, 15), (15, 16), (13, 17), (17, 18), (18, 19), (19, 20), (0, 17)]  # fmt: skip
 _WORK_SIDE = 512  # masks are computed at most this large and resampled by coverage
 
 
@@ -31,7 +30,7 @@ class Background:
     """What a static camera sees behind everything that moves."""
 
     color: np.ndarray  # (H,W,3) float32 sRGB 0..255
-    support: np.ndarray  # (H,W) float32, share of frames that agree with `color`; low where the pixel is nearly always covered
+    support: np.ndarray  # (H,W) float32, share of frames that agree with `color`; low where nearly always covered
     sigma: float  # noise of one frame, sRGB units
 
 
@@ -40,7 +39,8 @@ def estimate_background(frames: np.ndarray, candidates: int = 24, samples: int =
     pick = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), samples)).astype(int))]
     x = np.stack([cv2.GaussianBlur(f, (3, 3), 0) for f in pick]).astype(np.float32)
     step = np.abs(np.diff(x, axis=0)).max(-1)
-    sigma = float(np.median(np.percentile(step, 30, axis=0))) * 1.2 + 1.0
+    # capped, because with a moving camera every change would pass for noise, and everything for background
+    sigma = min(float(np.median(np.percentile(step, 30, axis=0))) * 1.2 + 1.0, 12.0)
     kernel = -0.5 / (3 * (2.0 * sigma) ** 2)
     best = np.full(x.shape[1:3], -1.0, np.float32)
     mode = np.zeros(x.shape[1:], np.float32)
@@ -62,8 +62,8 @@ def estimate_background(frames: np.ndarray, candidates: int = 24, samples: int =
 
 
 def segment(sequence: Sequence, progress: Callable[[float, str], None] | None = None, seed: int = 0) -> Sequence:
-    """Add masks "right"/"left" (the sides with landmarks), "object" and "other" (what else moves: sleeve, arm, body), with a
-    confidence per frame and mask.
+    """Add masks "right"/"left" (the sides with landmarks), "object" and "other" (what else moves: sleeve, arm, body),
+    with a confidence per frame and mask.
 
     Frames must come from a static camera for the background model to hold; where the background explains less than it
     should, confidences fall and a note says so. Deterministic for a given seed.
@@ -72,8 +72,15 @@ def segment(sequence: Sequence, progress: Callable[[float, str], None] | None = 
     width, height = sequence.size
     scale = min(1.0, _WORK_SIDE / max(width, height))
     size = (round(width * scale), round(height * scale))
-    frames = sequence.frames if scale == 1.0 else np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in sequence.frames])
-    hands = {s: (lm.points * (np.array(size) / (width, height)).astype(np.float32), lm.confidence) for s, lm in sequence.landmarks.items()}
+    frames = (
+        sequence.frames
+        if scale == 1.0
+        else np.stack([cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in sequence.frames])
+    )
+    hands = {
+        s: (lm.points * (np.array(size) / (width, height)).astype(np.float32), lm.confidence)
+        for s, lm in sequence.landmarks.items()
+    }
 
     say(0.0, "background")
     background = estimate_background(frames)
@@ -110,9 +117,14 @@ def segment(sequence: Sequence, progress: Callable[[float, str], None] | None = 
         fine = _train(np.concatenate([x, x2])[:, features.fine], np.concatenate([y, y2]), rng, features.n_background)
     _redecide_edges(probabilities, fine, features)
     say(0.9, "clean")
-    masks, confidence = _clean(probabilities, features, hands, hand_size)
+    masks, confidence = clean(probabilities, features, hands, hand_size)
     if scale != 1.0:
-        masks = {k: np.stack([cv2.resize(f.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5 for f in m]) for k, m in masks.items()}
+        masks = {
+            k: np.stack(
+                [cv2.resize(f.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5 for f in m]
+            )
+            for k, m in masks.items()
+        }
     if known.mean() < 0.5:
         notes.append("masks: the background is rarely visible or the camera moves; masks are uncertain")
         confidence = {k: c * 0.5 for k, c in confidence.items()}
@@ -142,7 +154,10 @@ class _Features:
         """(H,W,D) float32."""
         lab = cv2.cvtColor(self.frames[i].astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB) / np.float32([50, 30, 30])
         b1, b2, b3 = (cv2.GaussianBlur(lab, (0, 0), s) for s in (1.0, 3.0, 7.0))
-        contrast = [np.sqrt(np.maximum(cv2.GaussianBlur(lab * lab, (0, 0), s) - b * b, 0)).sum(-1, keepdims=True) for s, b in ((3.0, b2), (7.0, b3))]
+        contrast = [
+            np.sqrt(np.maximum(cv2.GaussianBlur(lab * lab, (0, 0), s) - b * b, 0)).sum(-1, keepdims=True)
+            for s, b in ((3.0, b2), (7.0, b3))
+        ]
         d = self.foreground(i)
         k = self.known.astype(np.float32)
         diff = np.where(self.known[..., None], b1 - self._background_lab, 0)
@@ -160,7 +175,9 @@ class _Features:
 
 
 def _hand_size(points: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """(F,) apparent size of the hand in pixels: the largest wrist-to-knuckle length near each frame, so that foreshortening does not shrink it."""
+    """(F,) apparent size of the hand in pixels, from the largest wrist-to-knuckle lengths of the clip, so that
+    foreshortening does not shrink it.
+    """
     length = np.linalg.norm(points[:, [5, 9, 13, 17]] - points[:, :1], axis=-1).max(1)
     length = np.where(confidence > 0.3, length, np.nan)
     if not np.isfinite(length).any():
@@ -192,9 +209,9 @@ def _places(i, shape, hands, hand_size) -> _Places | None:
     for s, p in found:
         size = hand_size[s][i]
         bones = np.ones((h, w), np.uint8)
-        for a, b in _BONES:
-            cv2.line(bones, _px(p[a]), _px(p[b]), 0, max(1, round(0.045 * size)))
-        cv2.fillConvexPoly(bones, np.array([_px(q) for q in (p[0] * 0.8 + 0.2 * p[9], p[5], p[9], p[13], p[17])]), 0)
+        for a, b in BONES:
+            cv2.line(bones, px(p[a]), px(p[b]), 0, max(1, round(0.045 * size)))
+        cv2.fillConvexPoly(bones, np.array([px(q) for q in (p[0] * 0.8 + 0.2 * p[9], p[5], p[9], p[13], p[17])]), 0)
         near = np.minimum(near, cv2.distanceTransform(bones, cv2.DIST_L2, 3) / size)
         axis = p[9] - p[0]
         length = np.linalg.norm(axis)
@@ -228,7 +245,9 @@ def _chromaticity(frame: np.ndarray) -> np.ndarray:
 
 
 def _skin_color(frames, features, places) -> _Skin | None:
-    """The colour that is common on the hand and rare beside it. Landmarks alone do not tell: fingers behind an object are on the object's pixels."""
+    """The colour that is common on the hand and rare beside it. Landmarks alone do not tell: fingers behind an object
+    are on the object's pixels.
+    """
     inside, outside = [], []
     for i, place in enumerate(places):
         if place is None or not place.complete:
@@ -280,7 +299,14 @@ def _seeds(i, features, place, skin, rng, per_class: int = 500):
         if place.fair:
             label[moving & place.behind & (place.near > 0.15)] = OTHER
         if place.fair and place.complete:
-            label[moving & ~place.behind & (place.ahead > 0.1) & (place.near > 0.10) & (place.reach < 0.9) & ((tone > 3.5) | (skin is None))] = OBJECT
+            label[
+                moving
+                & ~place.behind
+                & (place.ahead > 0.1)
+                & (place.near > 0.10)
+                & (place.reach < 0.9)
+                & ((tone > 3.5) | (skin is None))
+            ] = OBJECT
         covered = (d > 3.0) | ~features.known
         label[(place.near <= 0) & covered & (tone < 2.0)] = HAND
         label[(place.near <= 0) & covered & (tone > 5.0) & (place.ahead > 0.2)] = OBJECT  # in front of the hand
@@ -300,10 +326,6 @@ def _seeds(i, features, place, skin, rng, per_class: int = 500):
     return np.concatenate(xs), np.concatenate(ys)
 
 
-def _px(p) -> tuple[int, int]:
-    return int(np.clip(p[0], -9999, 9999)), int(np.clip(p[1], -9999, 9999))
-
-
 @contextlib.contextmanager
 def _one_thread():
     """Tiny matrices: a second thread costs more than it brings, and its waiting costs more still."""
@@ -316,10 +338,18 @@ def _one_thread():
 
 
 def _train(x, y, rng, n_background: int, epochs: int = 700, width: int = 40):
-    """A three-layer perceptron on balanced classes; background features are dropped at random so that colour alone suffices."""
+    """A three-layer perceptron on balanced classes; background features are dropped at random so that colour alone
+    suffices.
+    """
     x, y = torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
     d = x.shape[1]
-    net = torch.nn.Sequential(torch.nn.Linear(d, width), torch.nn.ReLU(), torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 4))
+    net = torch.nn.Sequential(
+        torch.nn.Linear(d, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, width),
+        torch.nn.ReLU(),
+        torch.nn.Linear(width, 4),
+    )
     groups = [torch.nonzero(y == c)[:, 0] for c in range(4)]
     opt = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-3, fused=True)
     for step in range(epochs):
@@ -358,8 +388,8 @@ def _label_all(model, features: _Features, frames: np.ndarray) -> np.ndarray:
 def _redecide_edges(probabilities: np.ndarray, model, features: _Features) -> None:
     """In place: within a few pixels of an edge of the object the pixel's own colour decides.
 
-    Context blurs labels across edges, and what leaks over one, between fingers above all, stays with the object in its own
-    frame as a fin that no other view can carve.
+    Context blurs labels across edges, and what leaks over one, between fingers above all, stays with the object in its
+    own frame as a fin that no other view can carve.
     """
     reach = max(3, round(0.02 * probabilities.shape[2]))
     for i in range(len(probabilities)):
@@ -397,100 +427,3 @@ def _confident(i, p, features, rng, per_class: int = 300):
             xs.append(f[at])
             ys.append(np.full(len(at), c))
     return np.concatenate(xs), np.concatenate(ys)
-
-
-def _clean(probabilities, features, hands, hand_size):
-    """Labels to masks: components that belong to the hand-object group, islands and holes resolved, skin split by side and cut at the wrist."""
-    n, h, w = probabilities.shape[:3]
-    sides = [s for s in SIDES if s in hands]
-    masks = {s: np.zeros((n, h, w), bool) for s in [*sides, "object", "other"]}
-    confidence = {k: np.zeros(n, np.float32) for k in masks}
-    typical_size = float(np.median([hand_size[s][0] for s in sides])) if sides else 0.3 * max(h, w)
-    yy, xx = np.mgrid[0:h, 0:w].astype(np.float32) + 0.5
-    previous, last = None, {}
-    for i in range(n):
-        p = probabilities[i].astype(np.float32)
-        label = p.argmax(-1).astype(np.uint8)
-        top = p.max(-1)
-        d = features.foreground(i)
-        label[(d < 2.5) & features.known] = BACKGROUND  # smoothing spreads labels a little past the edge: take that back
-        label = _absorb_islands(label, round(0.012 * typical_size**2))
-        skin = label == HAND
-        obj = _belonging(ndimage.binary_opening(label == OBJECT, iterations=1), skin, previous)
-        obj = ndimage.binary_fill_holes(ndimage.binary_closing(obj, iterations=2)) & ~skin
-        found = [(s, hands[s][0][i]) for s in sides if hands[s][1][i] > 0.45 and np.isfinite(hands[s][0][i]).all()]
-        found = [(s, q) for s, q in found if _mostly_on(skin, q)]
-        if sides:
-            cost = []
-            for s, q in found:
-                bones = np.ones((h, w), np.uint8)
-                for a, b in _BONES:
-                    cv2.line(bones, _px(q[a]), _px(q[b]), 0, 1)
-                distance = cv2.distanceTransform(bones, cv2.DIST_L2, 3)
-                axis = q[9] - q[0]
-                length = np.linalg.norm(axis)
-                if length > 0.25 * hand_size[s][i]:  # cut the bare forearm just behind the wrist
-                    along = ((xx - q[0, 0]) * axis[0] + (yy - q[0, 1]) * axis[1]) / length
-                    across = np.abs((xx - q[0, 0]) * axis[1] - (yy - q[0, 1]) * axis[0]) / length
-                    distance = np.where((along < -0.1 * hand_size[s][i]) & (across < 0.5 * hand_size[s][i]), np.inf, distance)
-                cost.append(distance)
-            # a hand that was not found here keeps the skin next to where it was a frame ago
-            carried = [s for s in sides if s not in dict(found)]
-            cost += [cv2.distanceTransform((~last[s]).astype(np.uint8), cv2.DIST_L2, 3) if s in last else np.full((h, w), 1e6) for s in carried]
-            nearest = np.argmin(cost, 0)
-            for j, s in enumerate([s for s, _ in found] + carried):
-                masks[s][i] = skin & (nearest == j) & np.isfinite(cost[j])
-                if masks[s][i].any():
-                    last[s] = masks[s][i]
-        masks["object"][i] = obj
-        masks["other"][i] = ~obj & ~skin & (label != BACKGROUND)
-        for k in masks:
-            m = masks[k][i]
-            if m.sum() > 30:
-                confidence[k][i] = float(np.clip(2 * top[m].mean() - 1, 0, 1)) * (1.0 if k in dict(found) or k not in SIDES else 0.6)
-        previous = obj if obj.any() else previous
-    area = masks["object"].reshape(n, -1).sum(1)
-    if (area > 0).any():  # an object does not halve or double between neighbours; say so rather than trust it
-        typical = ndimage.median_filter(area.astype(np.float32), 9, mode="nearest")
-        confidence["object"] *= np.clip(1.5 - np.abs(np.log((area + 1) / (typical + 1))), 0.1, 1).astype(np.float32)
-    return masks, confidence
-
-
-def _mostly_on(skin: np.ndarray, points: np.ndarray) -> bool:
-    """Whether at least a third of the landmarks lie on (or beside) skin."""
-    h, w = skin.shape
-    near = ndimage.binary_dilation(skin, iterations=3)
-    x, y = points.astype(int).T
-    inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
-    return bool(near[y[inside], x[inside]].sum() >= len(points) / 3)
-
-
-def _absorb_islands(label: np.ndarray, small: int) -> np.ndarray:
-    """Small components take the label that surrounds them most: print on an object is not skin, a ring is not an object."""
-    for c in (HAND, OBJECT, OTHER):
-        comp, k = ndimage.label(label == c)
-        if k == 0:
-            continue
-        size = ndimage.sum_labels(label == c, comp, np.arange(1, k + 1))
-        boxes = ndimage.find_objects(comp)
-        for j in np.flatnonzero(size < small):
-            box = tuple(slice(max(b.start - 3, 0), b.stop + 3) for b in boxes[j])
-            m = comp[box] == j + 1
-            ring = label[box][ndimage.binary_dilation(m, iterations=2) & ~m]
-            votes = np.bincount(ring, minlength=4)
-            surround = votes.argmax() if votes.sum() else BACKGROUND
-            if size[j] < 0.1 * small or votes[surround] > 0.75 * votes.sum():
-                label[box][m] = surround
-    return label
-
-
-def _belonging(obj: np.ndarray, skin: np.ndarray, previous: np.ndarray | None) -> np.ndarray:
-    """The components that touch the hand or lie where the object was a frame ago."""
-    comp, k = ndimage.label(obj)
-    if k < 2:
-        return obj
-    size = ndimage.sum_labels(obj, comp, np.arange(1, k + 1))
-    touching = ndimage.maximum(ndimage.binary_dilation(skin, iterations=4), comp, np.arange(1, k + 1)) > 0
-    was = np.zeros(k) if previous is None else ndimage.mean(previous, comp, np.arange(1, k + 1))
-    keep = (touching | (was > 0.3)) & (size > 0.03 * size.max())
-    return np.concatenate([[False], keep])[comp] if keep.any() else obj

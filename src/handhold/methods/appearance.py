@@ -1,0 +1,471 @@
+"""Appearance: flat Gaussians on the object's and the hands' surfaces, rendered together and fitted to the frames.
+
+The surface is known from the signed-distance grid, so each Gaussian is a disc on it (2DGS, Huang et al., SIGGRAPH 2024):
+its normal is the surface's, and it only slides, grows and turns in its plane. All bodies go through one depth-sorted pass
+with body ids, so that who hides whom comes from geometry. A pixel of a hand says nothing about the object; pixels of
+other things (a sleeve) say nothing at all. Loss: L1 + SSIM (Kerbl et al., SIGGRAPH 2023, eq. 7) on labelled pixels, each
+body's own alpha against its mask, and priors that keep the discs on the surface, of similar size, and opaque.
+The object turns under a fixed light: a shared second-order shading of the turned normal and a gain per frame explain
+what changes, so that the colours stay those of the surface.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from ..geometry.meshes import area, interpolate, sample_surface, vertex_normals
+from ..geometry.rigid import quat_from_matrix, quat_multiply, so3_exp
+from ..losses import l1, ssim
+from ..render.splat import splat
+from ..scene import SIDES, Mesh, Sequence
+from ..shapes.gaussians import Gaussians, concatenate
+from ..tracking.object import beside, shading
+
+OBJECT = 0  # body id; hands follow in the order of `hands`
+HELD_OUT = 8  # every so many frames, one teaches no colour
+LONGER_SIDE = 192  # pixels of the crops that are rendered
+_THIN = 0.1  # thickness of a disc over the spacing of discs
+_OPACITY = 0.95
+_HOLD = 1e-3
+_MASK = 0.5
+_WARM = 0.0
+
+
+@dataclass(frozen=True)
+class HandGaussians:
+    """Gaussians bound to a mesh's triangles: they follow wherever the mesh is posed. Lengths in metres."""
+
+    faces: np.ndarray  # (T,3) of the mesh they are bound to
+    face: Tensor  # (N,) int64 triangle of each
+    bary: Tensor  # (N,3) barycentric weights of the foot point
+    offsets: Tensor  # (N,3) from the foot point, in the triangle's frame (x along its first edge, z its normal)
+    quats: Tensor  # (N,4) wxyz, in the triangle's frame
+    scales: Tensor  # (N,3) standard deviations
+    opacities: Tensor  # (N,)
+    colors: Tensor  # (N,3) in [0,1]
+    id: int
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """What `fit_appearance` finds."""
+
+    object: Gaussians  # object frame, metres; colours as seen on average over the clip
+    hands: dict[str, HandGaussians]
+    cam_from_object: np.ndarray  # (F,4,4); NaN where it was
+    light: Tensor  # (9,) shading in the camera's frame, see `tracking.object.shading`
+    gain: np.ndarray  # (F,3) brightness of each frame
+    psnr: float  # dB, pixels labelled object or hand, frames held out of the colours
+    psnr_object: float  # dB, the object's pixels alone
+    iou: float  # object's visible mask against its label, all frames
+
+
+def pose_hand(g: HandGaussians, vertices: Tensor | np.ndarray) -> Gaussians:
+    """The hand's Gaussians where the mesh's `vertices` (V,3) are, in their frame."""
+    v = torch.as_tensor(np.asarray(vertices), dtype=torch.float32)
+    foot, rot, quat = _on_triangles(v, g.faces, g.face, g.bary)
+    means = foot + (rot @ g.offsets[..., None])[..., 0]
+    ids = torch.full((len(foot),), g.id, dtype=torch.int64)
+    return Gaussians(means, quat_multiply(quat, g.quats), g.scales, g.opacities, g.colors, ids)
+
+
+def lit(g: Gaussians, light: Tensor, gain: Tensor | np.ndarray) -> Gaussians:
+    """Gaussians in the camera's frame with the frame's light on them: `light` (9,), `gain` (3,)."""
+    normal = _normals(g.quats)
+    return g.with_values(colors=g.colors * shading(normal, light)[:, None] * torch.as_tensor(gain, dtype=torch.float32))
+
+
+def fit_appearance(
+    sequence: Sequence,
+    mesh: Mesh,
+    cam_from_object: np.ndarray,
+    object_weight: np.ndarray,
+    hands: dict[str, tuple[np.ndarray, np.ndarray]],
+    seed: int = 0,
+    progress: Callable[[float, str], None] | None = None,
+    iterations: int | None = None,
+    refine_poses: bool = True,
+    count: int = 8000,
+    hand_count: int = 3000,
+    pose_lr: float = 1e-3,
+) -> Appearance:
+    """Fit the Gaussians of the object and the hands to the clip, and each frame's object pose along.
+
+    mesh: object frame, metres, with `colors` and `observed`; cam_from_object (F,4,4), NaN where unknown; object_weight
+    (F,) in [0,1]; hands: side -> vertices (F,V,3) in the camera's frame, NaN where unknown, and faces (T,3).
+    iterations: renderings, one frame each; by default 14 per frame, at most 900. Deterministic for a seed.
+    Raises ValueError when no frame has both a pose and a mask.
+    """
+    say = progress or (lambda share, what: None)
+    views = _views(sequence, list(hands), object_weight, cam_from_object, {s: v for s, (v, _) in hands.items()})
+    if not any(v.has_object for v in views):
+        raise ValueError("no frame has both an object pose and an object mask")
+    generator = torch.Generator().manual_seed(seed)
+    body, observed = _object_surfels(mesh, count, generator)
+    gloves = {s: _HandSurfels(v, f, hand_count, _skin(sequence, s), generator) for s, (v, f) in hands.items()}
+    discs = [body, *(g.surfels for g in gloves.values())]
+    rig = _Poses(cam_from_object, body, views)
+    light = torch.zeros(9, requires_grad=True)
+    gains = {v.frame: torch.zeros(3, requires_grad=True) for v in views}
+    fixed = body.color.detach().sigmoid()
+    groups = [
+        {"params": [d.color for d in discs], "lr": 0.05},
+        {"params": [d.opacity for d in discs], "lr": 0.02},
+        {"params": [d.offset for d in discs], "lr": 0.02},
+        {"params": [d.size for d in discs] + [d.spin for d in discs], "lr": 0.01},
+        {"params": [light], "lr": 5e-3},
+        {"params": list(gains.values()), "lr": 5e-3},
+        {"params": list(rig.rotation.values()), "lr": pose_lr},
+        {"params": list(rig.shift.values()), "lr": pose_lr},
+    ]
+    opt = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)  # what has no gradient is left alone
+    base_lr = [g["lr"] for g in opt.param_groups]
+    total = min(14 * len(views), 900) if iterations is None else iterations
+    order: list[_View] = []
+    for k in range(total):
+        if not order:
+            order = [views[i] for i in torch.randperm(len(views), generator=generator)]
+            if refine_poses:
+                rig.recentre()
+        view = order.pop()
+        for g, lr in zip(opt.param_groups, base_lr, strict=True):
+            g["lr"] = lr * 0.1 ** (k / total)
+        parts = _posed(view, body, gloves, rig, light, gains[view.frame], observed, fixed, learn=not view.held_out, move=refine_poses and k >= _WARM * total)
+        loss = view.weight * _image_loss(view, _render(view, parts, 1 + len(gloves)))
+        if not view.held_out:
+            loss = loss + sum(d.prior() for d in discs) + 1e-3 * light.square().sum() + 0.02 * gains[view.frame].square().sum()
+        if refine_poses and view.has_object and k >= _WARM * total:
+            loss = loss + rig.prior(view.frame)
+        opt.zero_grad()
+        if loss.requires_grad:
+            loss.backward()
+            opt.step()
+        if k % 25 == 24:
+            say((k + 1) / total, f"appearance, loss {loss.item():.3f}")
+    if refine_poses:
+        rig.recentre()
+    with torch.no_grad():
+        return _finish(views, body, gloves, rig, light, gains, observed, fixed, len(sequence))
+
+
+# --- what is optimised
+
+
+class _Surfels:
+    """Discs around base points: the free values of each, without units (lengths over `spacing`)."""
+
+    def __init__(self, colors: Tensor, spacing: float):
+        n = len(colors)
+        self.spacing = spacing
+        self.offset = torch.zeros(n, 3, requires_grad=True)
+        self.size = torch.full((n, 2), np.log(0.6)).requires_grad_(True)
+        self.spin = torch.zeros(n, requires_grad=True)
+        self.opacity = torch.full((n,), np.log(_OPACITY / (1 - _OPACITY))).requires_grad_(True)
+        self.start = colors.clamp(0.01, 0.99).logit()
+        self.color = self.start.clone().requires_grad_(True)
+
+    def local(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Offsets, quats (in the base frame), scales, opacities, colours."""
+        half = 0.5 * self.spin
+        zero = torch.zeros_like(half)
+        quats = torch.stack([half.cos(), zero, zero, half.sin()], -1)
+        scales = torch.cat([self.size.exp(), torch.full_like(self.size[:, :1], _THIN)], 1) * self.spacing
+        return self.offset * self.spacing, quats, scales, self.opacity.sigmoid(), self.color.sigmoid()
+
+    def prior(self) -> Tensor:
+        """Stay on the surface, of one size, opaque, and of the first colour where no picture says another."""
+        start = np.log(_OPACITY / (1 - _OPACITY))
+        return (
+            0.05 * self.offset.square().mean()
+            + 0.02 * (self.size - np.log(0.6)).square().mean()
+            + 1e-3 * (self.opacity - start).square().mean()
+            + _HOLD * (self.color - self.start).square().mean()
+        )
+
+
+class _ObjectSurfels(_Surfels):
+    def __init__(self, points: Tensor, normals: Tensor, colors: Tensor, spacing: float):
+        super().__init__(colors, spacing)
+        self.points, self.rot = points, _frames(normals)
+        self.quat = quat_from_matrix(self.rot)
+
+
+class _HandSurfels:
+    """Discs on a hand, with where each frame's mesh puts their base points."""
+
+    def __init__(self, vertices: np.ndarray, faces: np.ndarray, count: int, skin: Tensor, generator: torch.Generator):
+        v = torch.from_numpy(np.asarray(vertices, np.float32))
+        self.faces = np.asarray(faces)
+        self.known = torch.isfinite(v).all(-1).all(-1)
+        rest = v[self.known.nonzero()[0, 0]] if self.known.any() else torch.zeros_like(v[0])
+        self.face, self.bary, _ = _even_samples(rest, torch.from_numpy(self.faces).long(), count, generator)
+        self.spacing = float(area(rest, torch.from_numpy(self.faces).long()) / count) ** 0.5
+        self.surfels = _Surfels(skin.expand(count, 3), max(self.spacing, 1e-6))
+        self.base = {i: _on_triangles(v[i], self.faces, self.face, self.bary) for i in self.known.nonzero()[:, 0].tolist()}
+
+
+class _Poses:
+    """Small motions of each frame's object about its centre: base @ (rotation, then shift times radius)."""
+
+    def __init__(self, cam_from_object: np.ndarray, body: _ObjectSurfels, views: list[_View]):
+        self.start = cam_from_object
+        self.frames = [v.frame for v in views if v.has_object]
+        self.base = {i: torch.from_numpy(cam_from_object[i]).float() for i in self.frames}
+        self.weight = torch.tensor([v.weight for v in views if v.has_object])
+        self.center = 0.5 * (body.points.amin(0) + body.points.amax(0))
+        self.radius = float((body.points - self.center).norm(dim=1).max())
+        self.rotation = {i: torch.zeros(3, requires_grad=True) for i in self.frames}
+        self.shift = {i: torch.zeros(3, requires_grad=True) for i in self.frames}
+
+    def at(self, i: int, move: bool) -> tuple[Tensor, Tensor]:
+        """Rotation and translation of frame `i`."""
+        r0, t0 = self.base[i][:3, :3], self.base[i][:3, 3]
+        if not move:
+            return r0, t0
+        r = so3_exp(self.rotation[i])
+        return r0 @ r, r0 @ (self.center + self.radius * self.shift[i] - r @ self.center) + t0
+
+    def prior(self, i: int) -> Tensor:
+        """Poses are already good: about 3 degrees away costs as much as a visible misfit."""
+        return 1.0 * (self.rotation[i].square().sum() + self.shift[i].square().sum())
+
+    @torch.no_grad()
+    def recentre(self) -> None:
+        """Take out what all frames have in common: it is the object frame's choice, not motion."""
+        w = (self.weight / self.weight.sum())[:, None]
+        for parts in (self.rotation, self.shift):
+            mean = (w * torch.stack([parts[i] for i in self.frames])).sum(0)
+            for i in self.frames:
+                parts[i] -= mean
+
+    def result(self, n: int) -> np.ndarray:
+        out = np.array(self.start, np.float64, copy=True)
+        r0 = torch.from_numpy(out[self.frames])
+        r = so3_exp(torch.stack([self.rotation[i] for i in self.frames]).double())
+        c = self.center.double()
+        shift = c + self.radius * torch.stack([self.shift[i] for i in self.frames]).double() - r @ c
+        out[self.frames, :3, :3] = (r0[:, :3, :3] @ r).numpy()
+        out[self.frames, :3, 3] = ((r0[:, :3, :3] @ shift[..., None])[..., 0] + r0[:, :3, 3]).numpy()
+        return out
+
+
+def _object_surfels(mesh: Mesh, count: int, generator: torch.Generator) -> tuple[_ObjectSurfels, Tensor]:
+    """Even discs on the mesh, and which of them lie on surface that was seen."""
+    v, f = torch.from_numpy(np.asarray(mesh.vertices, np.float32)), torch.from_numpy(np.asarray(mesh.faces)).long()
+    face, bary, points = _even_samples(v, f, count, generator)
+    colors = torch.full_like(v, 0.5) if mesh.colors is None else torch.from_numpy(np.asarray(mesh.colors, np.float32))
+    seen = torch.ones(len(v)) if mesh.observed is None else torch.from_numpy(np.asarray(mesh.observed, np.float32))
+    normals = F.normalize(interpolate(vertex_normals(v, f), f, face, bary), dim=-1)
+    body = _ObjectSurfels(points, normals, interpolate(colors, f, face, bary), float(area(v, f) / count) ** 0.5)
+    return body, interpolate(seen[:, None], f, face, bary)[:, 0] > 0.5
+
+
+def _even_samples(v: Tensor, f: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Triangle, weights and point of `count` surface samples, spread by a few steps of Lloyd's algorithm."""
+    points, face, bary = sample_surface(v, f, 6 * count, generator)
+    x = points.double().numpy()
+    chosen = np.arange(count)
+    tree = cKDTree(x)
+    for _ in range(3):
+        owner = cKDTree(x[chosen]).query(x)[1]
+        size = np.maximum(np.bincount(owner, minlength=count), 1)[:, None]
+        mean = np.stack([np.bincount(owner, x[:, a], count) for a in range(3)], -1) / size
+        chosen = tree.query(mean)[1]
+    chosen = torch.from_numpy(chosen)
+    return face[chosen], bary[chosen], points[chosen]
+
+
+def _frames(normals: Tensor) -> Tensor:
+    """(N,3,3) rotations whose third column is the unit normal (Duff et al., JCGT 2017)."""
+    x, y, z = normals.unbind(-1)
+    sign = torch.where(z >= 0, 1.0, -1.0)
+    a = -1 / (sign + z)
+    b = x * y * a
+    first = torch.stack([1 + sign * x * x * a, sign * b, -sign * x], -1)
+    second = torch.stack([b, sign + y * y * a, -y], -1)
+    return torch.stack([first, second, normals], -1)
+
+
+def _normals(quats: Tensor) -> Tensor:
+    """(N,3) third column of the rotation of unit quaternions (N,4)."""
+    w, x, y, z = quats.unbind(-1)
+    return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], -1)
+
+
+def _on_triangles(v: Tensor, faces: np.ndarray, face: Tensor, bary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Foot points (N,3), frames (N,3,3) and their quaternions (N,4): x along the first edge, z the normal."""
+    corner = v[torch.from_numpy(faces).long()[face]]
+    x = F.normalize(corner[:, 1] - corner[:, 0], dim=-1)
+    z = F.normalize(torch.linalg.cross(x, corner[:, 2] - corner[:, 0]), dim=-1)
+    rot = torch.stack([x, torch.linalg.cross(z, x), z], -1)
+    return (corner * bary[..., None]).sum(1), rot, quat_from_matrix(rot)
+
+
+# --- what is looked at
+
+
+@dataclass(frozen=True)
+class _View:
+    """One frame's crop around the bodies, and what its pixels say."""
+
+    frame: int
+    image: Tensor  # (h,w,3)
+    label: Tensor  # (h,w,B) 1 where the pixel is surely that body's, object first
+    target: Tensor  # (h,w) share of the pixel that is the object
+    known: Tensor  # (h,w) 1 where `target` is to be believed
+    empty: Tensor  # (h,w) 1 where there is surely no body
+    K: Tensor  # (3,3) of the crop
+    weight: float
+    has_object: bool
+    held_out: bool
+
+
+def _views(sequence: Sequence, sides: list[str], weight: np.ndarray, poses: np.ndarray, hands: dict[str, np.ndarray]) -> list[_View]:
+    views = []
+    blank = np.zeros(sequence.frames.shape[:3], bool)
+    masks = {k: sequence.masks.get(k, blank) for k in ("object", *SIDES, "other")}
+    for i in range(len(sequence)):
+        posed = bool(np.isfinite(poses[i]).all() and weight[i] > 0.02 and masks["object"][i].sum() > 50)
+        if posed or any(np.isfinite(hands[s][i]).all() for s in sides):
+            view = _view(sequence.frames[i], {k: m[i] for k, m in masks.items()}, sides, sequence.K)
+            if view is not None:
+                views.append(_View(i, *view, float(np.clip(weight[i], 0.1, 1)), posed, i % HELD_OUT == HELD_OUT // 2))
+    return views
+
+
+def _view(image: np.ndarray, masks: dict[str, np.ndarray], sides: list[str], K: np.ndarray):
+    inside = masks["object"]
+    any_hand = masks["right"] | masks["left"]
+    hidden = any_hand | masks["other"]
+    rows, columns = np.nonzero((inside | any_hand).any(1))[0], np.nonzero((inside | any_hand).any(0))[0]
+    if len(rows) < 4 or len(columns) < 4:
+        return None
+    h, w = inside.shape
+    margin = round(0.08 * max(rows[-1] - rows[0], columns[-1] - columns[0])) + 2
+    y0, y1 = max(rows[0] - margin, 0), min(rows[-1] + 1 + margin, h)
+    x0, x1 = max(columns[0] - margin, 0), min(columns[-1] + 1 + margin, w)
+    s = min(1.0, LONGER_SIDE / max(y1 - y0, x1 - x0))
+    size = (max(round((x1 - x0) * s), 1), max(round((y1 - y0) * s), 1))
+    share = lambda m: torch.from_numpy(cv2.resize(np.ascontiguousarray(m[y0:y1, x0:x1]).astype(np.float32), size, interpolation=cv2.INTER_AREA))  # noqa: E731
+    # labels are a few pixels off where one body meets another
+    near_hidden, near_object = beside(hidden), beside(inside)
+    clear = inside & ~hidden & ~near_hidden
+    labels = [clear, *(masks[k] & ~inside & ~masks["other"] & ~near_object for k in sides)]
+    label = torch.stack([(share(m) > 0.9).float() for m in labels], -1)
+    nothing = share(~(inside | hidden | near_hidden))
+    known = ((nothing + share(clear)) > 0.99).float()
+    scale = np.array([size[0] / (x1 - x0), size[1] / (y1 - y0)])
+    crop = np.array([[scale[0], 0, -scale[0] * x0], [0, scale[1], -scale[1] * y0], [0, 0, 1]]) @ K
+    picture = cv2.resize(np.ascontiguousarray(image[y0:y1, x0:x1]), size, interpolation=cv2.INTER_AREA)
+    empty = (share(~(inside | hidden)) > 0.99).float()
+    return torch.from_numpy(picture).float() / 255, label, share(clear) * known, known, empty, torch.from_numpy(crop).float()
+
+
+def _skin(sequence: Sequence, side: str) -> Tensor:
+    """(3,) median colour of a hand's mask."""
+    mask = sequence.masks.get(side)
+    if mask is None or not mask.any():
+        return torch.full((3,), 0.5)
+    i = np.flatnonzero(mask.any((1, 2)))[:: max(1, len(mask) // 8)]
+    return torch.from_numpy(np.median(sequence.frames[i][mask[i]], axis=0) / 255.0).float()
+
+
+# --- rendering
+
+
+def _posed(view: _View, body, gloves, rig: _Poses, light: Tensor, gain: Tensor, observed: Tensor, fixed: Tensor, learn: bool, move: bool) -> Gaussians:
+    """All bodies of a frame in the camera's frame, lit. Without `learn` only the pose gets gradients."""
+    free = (lambda x: x) if learn else (lambda x: x.detach())
+    parts = []
+    if view.has_object:
+        offset, spin, scales, opacities, colors = map(free, body.local())
+        r, t = rig.at(view.frame, move)
+        x = body.points + (body.rot @ offset[..., None])[..., 0]
+        quats = quat_multiply(quat_from_matrix(r), quat_multiply(body.quat, spin))
+        colors = torch.where(observed[:, None], colors, fixed)
+        parts.append((x @ r.T + t, quats, scales, opacities, colors, body.rot[..., 2] @ r.detach().T, OBJECT))
+    for k, glove in enumerate(gloves.values()):
+        if view.frame in glove.base:
+            foot, rot, quat = glove.base[view.frame]
+            offset, spin, scales, opacities, colors = map(free, glove.surfels.local())
+            x = foot + (rot @ offset[..., None])[..., 0]
+            parts.append((x, quat_multiply(quat, spin), scales, opacities, colors, rot[..., 2], OBJECT + 1 + k))
+    factor = free(gain).exp()
+    out = []
+    for x, quats, scales, opacities, colors, normal, name in parts:
+        colors = colors * shading(normal, free(light))[:, None] * factor
+        out.append(Gaussians(x, quats, scales, opacities, colors, torch.full((len(x),), name, dtype=torch.int64)))
+    return concatenate(out)
+
+
+def _render(view: _View, g: Gaussians, bodies: int):
+    h, w = view.image.shape[:2]
+    return splat(g.means, g.quats, g.scales, g.opacities, g.colors, torch.eye(4)[None], view.K[None], w, h, ids=g.ids, n_ids=bodies)
+
+
+def _image_loss(view: _View, out) -> Tensor:
+    """Colour where the picture and the rendering agree on whose pixel it is, alpha where the masks know it."""
+    color, shares = out.color[0], out.ids[0]
+    mine = (view.label * shares.detach()).sum(-1, keepdim=True)
+    weight = mine * (mine > 0.5)
+    count = weight.mean()
+    loss = 0.0 * color.sum()
+    if count > 1e-3:
+        sure = (weight > 0).float()
+        loss = 0.8 * l1(color, view.image, weight) + 0.2 * (1 - ssim(color * sure, view.image * sure)) / sure.mean()
+    if view.has_object:
+        loss = loss + _MASK * (view.known * (shares[..., OBJECT] - view.target).square()).sum() / view.target.sum().clamp(min=50)
+    if shares.shape[-1] > 1:
+        on = view.label[..., 1:]
+        over = view.empty[..., None] * shares[..., 1:]
+        loss = loss + 0.1 * ((on * (1 - shares[..., 1:]).square()).sum() + over.square().sum()) / on.sum().clamp(min=50)
+    return loss
+
+
+def _finish(views, body, gloves, rig: _Poses, light: Tensor, gains, observed: Tensor, fixed: Tensor, n: int) -> Appearance:
+    """Measure, fold the mean light into the colours, and hand the bodies over as plain Gaussians."""
+    # a held-out frame's gain is not fitted: its neighbours' mean
+    log_gain = np.array([gains[v.frame].numpy() for v in views])
+    taught = np.array([not v.held_out for v in views])
+    at = np.array([v.frame for v in views])
+    log_gain = np.stack([np.interp(np.arange(n), at[taught], log_gain[taught, c]) for c in range(3)], -1) if taught.any() else np.zeros((n, 3))
+    error = {"all": [0.0, 0], "object": [0.0, 0]}
+    inter = union = 0.0
+    factor = []
+    for v in views:
+        g = _posed(v, body, gloves, rig, light, torch.from_numpy(log_gain[v.frame]).float(), observed, fixed, learn=False, move=True)
+        out = _render(v, g, 1 + len(gloves))
+        if v.has_object:
+            drawn, want, known = out.ids[0, ..., OBJECT] > 0.5, v.target > 0.5, v.known > 0
+            inter += float((drawn & want & known).sum())
+            union += float(((drawn | want) & known).sum())
+            r, t = rig.at(v.frame, True)
+            normal = body.rot[..., 2] @ r.T
+            facing = ((normal * (body.points @ r.T + t)).sum(-1) < 0) & observed
+            if facing.any():
+                factor.append(float(shading(normal[facing], light).mean()) * np.exp(log_gain[v.frame]))
+        if v.held_out:
+            e = (out.color[0].clamp(0, 1) - v.image).square().mean(-1)
+            for name, where in (("all", v.label.sum(-1) > 0), ("object", v.label[..., OBJECT] > 0)):
+                error[name][0] += float(e[where].sum())
+                error[name][1] += int(where.sum())
+    psnr = {k: float(-10 * np.log10(max(s / c, 1e-12))) if c else float("nan") for k, (s, c) in error.items()}
+    mean = torch.from_numpy(np.mean(factor, axis=0)).float() if factor else torch.ones(3)
+    offset, spin, scales, opacities, colors = body.local()
+    colors = torch.where(observed[:, None], (colors * mean).clamp(0, 1), fixed)
+    means = body.points + (body.rot @ offset[..., None])[..., 0]
+    obj = Gaussians(means, quat_multiply(body.quat, spin), scales, opacities, colors, torch.full((len(means),), OBJECT, dtype=torch.int64))
+    hands = {}
+    for k, (side, glove) in enumerate(gloves.items()):
+        offset, spin, scales, opacities, colors = glove.surfels.local()
+        hands[side] = HandGaussians(glove.faces, glove.face, glove.bary, offset, spin, scales, opacities, (colors * mean).clamp(0, 1), OBJECT + 1 + k)
+    gain = np.exp(log_gain) / mean.numpy()
+    return Appearance(obj, hands, rig.result(n), light.detach(), gain, psnr["all"], psnr["object"], inter / max(union, 1.0))

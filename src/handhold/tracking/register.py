@@ -1,0 +1,126 @@
+"""Frames that structure from motion could not place, registered against the model that the placed frames made.
+
+Silhouette and colour of the rendered signed-distance grid against the frame, from several starts next to the nearest placed
+frames, forwards and backwards in time. A frame is accepted only when it then fits about as well as the placed frames do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..geometry.rigid import so3_exp
+from .object import ObjectField, Observations, _compose, _object_rays, _rays, _render, _rotate, shading
+
+_SPREAD = 0.25  # radians of the random starts around a neighbour's pose
+
+
+def register_missing(
+    field: ObjectField,
+    obs: Observations,
+    cam_from_object: np.ndarray,
+    starts: int = 8,
+    iterations: int = 60,
+    rays: int = 384,
+    seed: int = 0,
+    progress: Callable[[float, str], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fill NaN poses where the frame can be registered. Returns poses (F,4,4) and the error of each newly placed frame (F,), NaN elsewhere."""
+    poses = cam_from_object.copy()
+    error = np.full(len(poses), np.nan)
+    visible = obs.inside.reshape(len(poses), -1).sum(1) > 150
+    todo = [int(i) for i in np.flatnonzero(~np.isfinite(poses[:, 0, 0]) & visible)]
+    placed = np.flatnonzero(np.isfinite(poses[:, 0, 0]))
+    if not todo or len(placed) < 3:
+        return poses, error
+    # the same measure on placed frames says what a good fit is
+    reference = [_fit(field, obs, int(i), poses[i][None], 0, rays, seed)[1] for i in placed[:: max(1, len(placed) // 8)]]
+    bar = 1.4 * float(np.median(reference)) + 0.01
+    rng = np.random.default_rng(seed)
+    total, failed = len(todo), set()
+    while todo:
+        known = np.flatnonzero(np.isfinite(poses[:, 0, 0]))
+        gap = {i: int(np.abs(known - i).min()) for i in todo if i not in failed}
+        if not gap:
+            break
+        i = min(gap, key=lambda k: (gap[k], k))
+        pose, e = _fit(field, obs, i, _starts(poses, known, i, starts, field.center, rng), iterations, rays, seed)
+        if e < bar:
+            poses[i], error[i] = pose, e
+            todo.remove(i)
+            failed.clear() if gap[i] == 1 else None  # a new neighbour may help those that failed before
+            if len(known) > 2 * len(poses):
+                break
+        else:
+            failed.add(i)
+        if progress:
+            progress(1 - len(todo) / total, f"registering frame {i}")
+    return poses, error
+
+
+def _starts(poses: np.ndarray, known: np.ndarray, i: int, count: int, center: np.ndarray, rng) -> np.ndarray:
+    """(N,4,4) hypotheses: the two nearest placed frames' poses, constant velocity from each side, and random turns of these."""
+    before, after = known[known < i][-2:], known[known > i][:2]
+    out = [poses[before[-1]]] if len(before) else []
+    out += [poses[after[0]]] if len(after) else []
+    for pair in (before[::-1], after):
+        if len(pair) == 2 and abs(int(pair[0]) - int(pair[1])) <= 2:
+            step = poses[pair[0]] @ np.linalg.inv(poses[pair[1]])
+            out.append(step @ poses[pair[0]])
+    base = list(out)
+    while len(out) < count:
+        turn = so3_exp(torch.from_numpy(rng.normal(0, _SPREAD, 3))).numpy()
+        delta = np.eye(4)
+        delta[:3, :3], delta[:3, 3] = turn, center - turn @ center
+        out.append(base[len(out) % len(base)] @ delta)
+    return np.stack(out)
+
+
+def _fit(field: ObjectField, obs: Observations, i: int, starts: np.ndarray, iterations: int, rays: int, seed: int) -> tuple[np.ndarray, float]:
+    """Best of several starts for one frame, and its error."""
+    _, direction, color, mask, limit = _rays(obs, np.array([i]))
+    generator = torch.Generator().manual_seed(seed + i)
+    n = len(starts)
+    base, center = torch.from_numpy(starts).float(), torch.from_numpy(field.center).float()
+    # every hypothesis first puts the object's centre where the mask is
+    y, x = np.nonzero(obs.inside[i])
+    ray = torch.from_numpy(np.linalg.solve(obs.K, [x.mean() + 0.5, y.mean() + 0.5, 1.0])).float()
+    if iterations:
+        at = (base[:, :3, :3] @ center[:, None])[..., 0] + base[:, :3, 3]
+        base[:, :3, 3] += 0.7 * (ray * at[:, 2:] - at)
+    xi = torch.zeros(n, 6, requires_grad=True)
+    opt = torch.optim.Adam([xi], lr=2e-2, betas=(0.9, 0.98))
+
+    def errors(beta: float) -> torch.Tensor:
+        pick = torch.randint(len(direction), (rays,), generator=generator).repeat(n)
+        f = torch.arange(n).repeat_interleave(rays)
+        o, d = _object_rays(base, xi, center, field.radius, f, direction[pick])
+        rgb, acc, normal = _render(field.grid, o, d, limit[pick], beta, generator)
+        shade = shading(_rotate((so3_exp(xi[f, :3]), base[f, :3, :3]), normal), field.light)
+        seen = mask[pick].clamp(min=0)
+        known = mask[pick] >= 0
+        e = (rgb * shade[:, None] - color[pick]).abs().mean(-1) * seen
+        e = e + 0.2 * F.binary_cross_entropy(acc.clamp(1e-2, 1 - 1e-2), seen, reduction="none") * known
+        return e.reshape(n, rays).mean(1)
+
+    for k in range(iterations):
+        share = k / iterations
+        opt.param_groups[0]["lr"] = 2e-2 * 0.05**share
+        errors(field.grid.h * 3.0 * 0.25**share).sum().backward()
+        opt.step()
+        opt.zero_grad()
+        field.grid.zero_grad()
+    with torch.no_grad():
+        final = torch.stack([errors(0.75 * field.grid.h) for _ in range(4)]).mean(0)
+        best = int(final.argmin())
+        pose = _compose(base, xi, center, field.radius)[best].double().numpy()
+    pose[:3, :3] = _orthonormal(pose[:3, :3])
+    return pose, float(final[best])
+
+
+def _orthonormal(r: np.ndarray) -> np.ndarray:
+    u, _, vt = np.linalg.svd(r)
+    return u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt

@@ -1,0 +1,51 @@
+"""Every example runs, and is short."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_short_and_run_here():
+    files = sorted(EXAMPLES.glob("*.py"))
+    assert [p.stem for p in files] == ["01_hand_model", "02_run_and_read_scene", "03_splat"], "run the new one here"
+    assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 80 for p in files)
+
+
+def test_hand_model(tmp_path, capsys):
+    load("01_hand_model").main(str(tmp_path / "hand.obj"))
+    said = capsys.readouterr().out
+    assert "watertight True" in said and (tmp_path / "hand.obj").stat().st_size > 10_000
+
+
+def test_run_and_read_scene(tmp_path, capsys):
+    from truth_scene import demo_truth, truth_scene
+
+    truth_scene(demo_truth()).save(tmp_path / "scene.npz")
+    for source in (tmp_path, tmp_path / "scene.npz"):
+        load("02_run_and_read_scene").main(str(source))
+        said = capsys.readouterr().out
+        assert "48 frames, 480x360" in said and "object: 48 valid frames" in said and "fingertips stay within" in said
+
+
+def test_reading_what_is_not_a_scene_ends_with_one_sentence(tmp_path):
+    from handhold import UnusableInput
+
+    with pytest.raises(UnusableInput, match="does not exist"):
+        load("02_run_and_read_scene").main(str(tmp_path))
+
+
+def test_splat(tmp_path):
+    assert load("03_splat").main(str(tmp_path / "both.png")) > 17
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")

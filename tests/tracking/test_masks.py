@@ -1,0 +1,119 @@
+"""The background behind what moves, and masks of a drawn hand that carries a disc."""
+
+from __future__ import annotations
+
+import functools
+
+import cv2
+import numpy as np
+import pytest
+
+from handhold.geometry.cameras import default_K
+from handhold.scene import Landmarks, Sequence
+from handhold.tracking import masks
+from handhold.tracking.masks import estimate_background, segment
+
+WIDTH, HEIGHT, COUNT = 160, 120, 20
+SKIN, DISC = (214, 160, 132), (40, 90, 190)
+
+
+def wall() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    low = rng.uniform(90, 150, (HEIGHT // 8, WIDTH // 8, 3)).astype(np.float32)
+    return cv2.resize(low, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+
+
+def noisy(picture: np.ndarray, rng) -> np.ndarray:
+    return np.clip(picture + rng.normal(0, 2.0, picture.shape), 0, 255).astype(np.uint8)
+
+
+def test_background_covered_most_of_the_time():
+    """Something of ever other colours covers the middle in 60 % of the frames; the wall is still the densest mode."""
+    rng, true = np.random.default_rng(0), wall()
+    frames = []
+    for i in range(40):
+        picture = true.copy()
+        if i % 5 < 3:
+            picture[30:90, 40:120] = rng.uniform(0, 255, 3)
+        frames.append(noisy(picture, rng))
+    found = estimate_background(np.stack(frames))
+    error = np.abs(found.color - true).max(-1)
+    assert np.median(error[30:90, 40:120]) < 3 and np.quantile(error, 0.99) < 8
+    assert np.median(found.support[30:90, 40:120]) < 0.6 < np.median(found.support[:25])
+    assert 0.5 < found.sigma < 8
+
+
+def hand_points(at: np.ndarray) -> np.ndarray:
+    """(21,2): an open hand that points up, its wrist at `at`."""
+    out = np.zeros((21, 2))
+    out[1:5] = np.linspace([-7, -6], [-20, -22], 4)
+    for f, (x, reach) in enumerate(zip((-9, -3, 3, 9), (40, 44, 42, 36), strict=True)):
+        out[5 + 4 * f : 9 + 4 * f] = np.linspace([x, -22], [1.3 * x, -reach], 4)
+    return out + at
+
+
+def drawn() -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Frames, true masks and landmarks of a hand that carries a patterned disc about, with a dark sleeve behind it."""
+    rng, back = np.random.default_rng(2), wall()
+    frames, hands, discs, marks = [], [], [], []
+    for i in range(COUNT):
+        a = 2 * np.pi * i / COUNT
+        at = np.array([80 + 45 * np.cos(a), 88 + 14 * np.sin(a)])
+        p = hand_points(at)
+        picture = back.copy()
+        cv2.line(picture, *(tuple(int(v) for v in q) for q in (at + [0, 4], at + [0, 90])), (45, 45, 50), 22)
+        hand = np.zeros((HEIGHT, WIDTH), np.uint8)
+        for chain in ([0, 1, 2, 3, 4], *([0, *range(5 + 4 * f, 9 + 4 * f)] for f in range(4))):
+            cv2.polylines(hand, [np.round(p[chain]).astype(np.int32)], False, 1, 6)
+        cv2.fillConvexPoly(hand, np.round(p[[0, 5, 9, 13, 17]]).astype(np.int32), 1)
+        disc = np.zeros_like(hand)
+        cv2.circle(disc, tuple(int(v) for v in at + [0, -50]), 17, 1, -1)
+        disc[hand > 0] = 0
+        yy, xx = np.nonzero(disc)
+        picture[hand > 0] = SKIN
+        picture[yy, xx] = np.array(DISC) + 30 * ((xx - int(at[0])) // 5 % 2)[:, None]
+        frames.append(noisy(picture, rng))
+        hands.append(hand > 0)
+        discs.append(disc > 0)
+        marks.append(p)
+    return np.stack(frames), {"right": np.stack(hands), "object": np.stack(discs)}, np.stack(marks).astype(np.float32)
+
+
+def sequence(frames: np.ndarray, points: np.ndarray, confidence: np.ndarray) -> Sequence:
+    unknown = np.full((*points.shape[:2], 3), np.nan, np.float32)
+    marks = {"right": Landmarks(points, unknown, confidence)}
+    return Sequence(frames, np.arange(len(frames)), 10.0, default_K(WIDTH, HEIGHT), "default", landmarks=marks)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+@pytest.mark.slow
+def test_a_hand_and_its_disc_are_found_also_without_landmarks():
+    frames, true, points = drawn()
+    confidence = np.ones(COUNT, np.float32)
+    confidence[[4, 11]] = 0
+    points[[4, 11]] = np.nan
+    told: list[float] = []
+    s = segment(sequence(frames, points, confidence), lambda share, what: told.append(share))
+    for name in ("right", "object"):
+        assert s.masks[name].shape == (COUNT, HEIGHT, WIDTH) and s.masks[name].dtype == bool
+        assert iou(s.masks[name], true[name]) > 0.8, name
+        assert s.mask_confidence[name].shape == (COUNT,) and s.mask_confidence[name].min() >= 0
+    assert not (s.masks["right"] & s.masks["object"]).any()
+    for i in (4, 11):
+        assert iou(s.masks["object"][i], true["object"][i]) > 0.7
+    assert s.mask_confidence["right"][4] < s.mask_confidence["right"][5]
+    assert not (s.masks["other"] & (s.masks["right"] | s.masks["object"])).any() and s.masks["other"][:, 112:].any()
+    assert told == sorted(told) and told[-1] == 1.0 and not s.notes
+
+
+def test_a_moving_camera_is_noticed(monkeypatch):
+    monkeypatch.setattr(masks, "_train", functools.partial(masks._train, epochs=20))  # labels do not matter here
+    rng = np.random.default_rng(3)
+    long = cv2.resize(rng.uniform(0, 255, (6, 40, 3)).astype(np.float32), (320, 48), interpolation=cv2.INTER_CUBIC)
+    frames = np.stack([noisy(long[:, 30 * i : 30 * i + 64], rng) for i in range(8)])
+    points = np.tile(hand_points(np.array([32.0, 46])).astype(np.float32), (8, 1, 1))
+    s = segment(sequence(frames, points, np.ones(8, np.float32)))
+    assert any("camera moves" in n for n in s.notes) and all((c <= 0.5).all() for c in s.mask_confidence.values())
