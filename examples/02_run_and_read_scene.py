@@ -31,7 +31,7 @@ def main(source: str, out: str | None = None) -> None:
     thing = scene.bodies.get("object")
     if thing is not None:
         size = 100 * np.ptp(thing.shape.vertices, axis=0)
-        print("object: %d vertices, %.1f x %.1f x %.1f cm" % (len(thing.shape.vertices), *size))
+        print(f"object: {len(thing.shape.vertices)} vertices, {' x '.join(f'{s:.1f}' for s in size)} cm")
         if thing.shape.observed is not None:
             print(f"object: {100 * thing.shape.observed.mean():.0f} % of its surface was seen")
 
@@ -39,7 +39,9 @@ def main(source: str, out: str | None = None) -> None:
         if side not in scene.bodies or thing is None:
             continue
         hand = scene.bodies[side]
-        both = np.flatnonzero(hand.valid & thing.valid)  # a frame that is not valid holds a guess: do not measure with it
+        both = np.flatnonzero(
+            hand.valid & thing.valid
+        )  # a frame that is not valid holds a guess: do not measure with it
         if not len(both):
             continue
         # fingertips in the object's frame: how much they wander is how much the grasp slips

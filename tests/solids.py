@@ -34,7 +34,7 @@ def around(count: int, distance: float, front: bool = False) -> np.ndarray:
 
 
 def rays(pose: np.ndarray, K=K, width: int = WIDTH, height: int = HEIGHT) -> tuple[np.ndarray, np.ndarray]:
-    """Origin (3,) and directions (H,W,3) in the object's frame, of unit depth per unit length along the optical axis."""
+    """Origin (3,) and directions (H,W,3) in the object's frame; a direction's component along the optical axis is 1."""
     xy = (pixel_centres(width, height) - K[:2, 2]) / K[[0, 1], [0, 1]]
     d = np.concatenate([xy, np.ones((height, width, 1))], -1)
     return -pose[:3, :3].T @ pose[:3, 3], d @ pose[:3, :3]

@@ -69,7 +69,7 @@ def test_the_scene_is_whole(finished, demo_clip):
 
 def test_the_report_stands_alone(finished):
     page = (finished.run.root / "report.html").read_text(encoding="utf-8")
-    assert "src=\"http" not in page and "default-src 'none'" in page and "mpjpe" in page.lower()
+    assert 'src="http' not in page and "default-src 'none'" in page and "mpjpe" in page.lower()
 
 
 def test_the_same_command_again_keeps_every_stage(finished, demo_clip):

@@ -13,7 +13,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# OpenMP threads that wait by spinning slow everything else on a busy machine many times over; ours and torch's should sleep.
+# OpenMP threads that wait by spinning slow everything else on a busy machine many times over: let them sleep.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __version__ = "0.1.0"

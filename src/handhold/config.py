@@ -64,6 +64,14 @@ class TrackConfig:
 class FitConfig:
     """Shape and appearance, with the poses refined."""
 
+    pose_lr: float = 3e-4
+    """Step of the pose refinement together with the surface, radians; 0 keeps the tracked poses."""
+    appearance: bool = True
+    """Fit Gaussians (object_splat.ply) after the surface."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.pose_lr <= 0.02, "fit.pose_lr must be between 0 and 0.02")
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:

@@ -1,8 +1,8 @@
 """What goes in and what comes out: `Sequence` (video, camera, evidence) and `Scene` (cameras and bodies).
 
-A `Scene` is cameras and bodies; a `Body` is a *shape* (what it looks like at rest) and a *motion* (how it moves per frame).
-`Scene.save` writes `scene.npz` version 1, the public result format (docs/formats.md). World frame: OpenCV axes (x right,
-y down, z forward), metres; for a static camera it is the camera's frame. Joints are 21, OpenPose order.
+A `Scene` is cameras and bodies; a `Body` is a *shape* (what it looks like at rest) and a *motion* (how it moves per
+frame). `Scene.save` writes `scene.npz` version 1, the public result format (docs/formats.md). World frame: OpenCV axes
+(x right, y down, z forward), metres; for a static camera it is the camera's frame. Joints are 21, OpenPose order.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ class Landmarks:
     """21 hand landmarks of one side over a clip, from any source."""
 
     points: np.ndarray  # (F,21,2) float32 pixels, OpenPose order; NaN where not found
-    points3d: np.ndarray  # (F,21,3) float32 metres up to similarity, camera-aligned axes; NaN where not found or not given
+    points3d: (
+        np.ndarray
+    )  # (F,21,3) float32 metres up to similarity, camera-aligned axes; NaN where not found or not given
     confidence: np.ndarray  # (F,) float32 in [0,1]; 0 where not found
 
 
@@ -74,7 +76,7 @@ class Rigid:
 
 @dataclass(frozen=True)
 class Skinned:
-    """A posed hand: parameters in the named model's own convention, with the vertices and joints they give in the world."""
+    """A posed hand: parameters in the named model's own convention, and vertices and joints they give in the world."""
 
     model: str
     pose: np.ndarray  # (F,16,3) axis-angle
@@ -144,7 +146,9 @@ class Scene:
                     k + "faces": np.asarray(s.faces, np.int32),
                     k + "colors": np.asarray(grey if s.colors is None else s.colors, np.float32),
                     k + "world_from_object": np.asarray(body.motion.world_from_body, np.float32),
-                    k + "observed": np.ones(len(s.vertices), bool) if s.observed is None else np.asarray(s.observed, bool),
+                    k + "observed": np.ones(len(s.vertices), bool)
+                    if s.observed is None
+                    else np.asarray(s.observed, bool),
                 }
             out |= {
                 k + "valid": np.asarray(body.valid, bool),
@@ -165,14 +169,25 @@ class Scene:
                 k = f"hand.{side}."
                 if k + "joints" not in z:
                     continue
-                motion = Skinned(str(z[k + "model"]), z[k + "pose"], z[k + "betas"], z[k + "transl"], z[k + "vertices"], z[k + "joints"])
+                motion = Skinned(
+                    str(z[k + "model"]),
+                    z[k + "pose"],
+                    z[k + "betas"],
+                    z[k + "transl"],
+                    z[k + "vertices"],
+                    z[k + "joints"],
+                )
                 bodies[side] = Body(Mesh(z[k + "vertices"][0], z[k + "faces"]), motion, *_frame_state(z, k, n))
             if "object.vertices" in z:
                 mesh = Mesh(z["object.vertices"], z["object.faces"], z.get("object.colors"), z.get("object.observed"))
                 bodies["object"] = Body(mesh, Rigid(z["object.world_from_object"]), *_frame_state(z, "object.", n))
-            return Scene(z["K"], tuple(int(v) for v in z["size"]), float(z["fps"]), z["frames"], z["world_from_cam"], bodies)
+            return Scene(
+                z["K"], tuple(int(v) for v in z["size"]), float(z["fps"]), z["frames"], z["world_from_cam"], bodies
+            )
         except KeyError as e:
-            raise UnusableInput(f"{path} has no {e.args[0]!r}, so it is not a handhold scene; run the `fit` stage again.") from e
+            raise UnusableInput(
+                f"{path} has no {e.args[0]!r}, so it is not a handhold scene; run the `fit` stage again."
+            ) from e
 
 
 def _frame_state(z: dict[str, np.ndarray], k: str, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -181,7 +196,7 @@ def _frame_state(z: dict[str, np.ndarray], k: str, n: int) -> tuple[np.ndarray, 
 
 
 def save_npz(path: str | os.PathLike, arrays: dict[str, np.ndarray]) -> None:
-    """Write arrays (never objects) to a compressed .npz, atomically: a killed or full-disk write leaves no file behind."""
+    """Write arrays (never objects) to a compressed .npz, atomically: a killed or full-disk write leaves no file."""
     bad = [k for k, v in arrays.items() if np.asarray(v).dtype.hasobject]
     if bad:
         raise TypeError(f"refusing to pickle {bad}")

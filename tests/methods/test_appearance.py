@@ -1,4 +1,4 @@
-"""Appearance on a small coloured ball that the renderer itself drew: colours, hidden pixels, poses, binding to a hand."""
+"""Appearance of a small coloured ball that the renderer itself drew: colours, hidden pixels, poses, a bound hand."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def one_thread():
 def ball(n: int = 24) -> tuple[np.ndarray, np.ndarray]:
     """Vertices and outward faces of an egg-shaped closed surface."""
     theta, phi = np.linspace(0, np.pi, n // 2 + 1)[1:-1], np.arange(n) / n * 2 * np.pi
-    ring = np.stack([np.outer(np.sin(theta), np.cos(phi)), np.outer(np.sin(theta), np.sin(phi)), np.outer(np.cos(theta), np.ones(n))], -1).reshape(-1, 3)
+    t, p = np.meshgrid(theta, phi, indexing="ij")
+    ring = np.stack([np.sin(t) * np.cos(p), np.sin(t) * np.sin(p), np.cos(t)], -1).reshape(-1, 3)
     v = np.concatenate([ring, [[0, 0, 1], [0, 0, -1]]]) * RADIUS * [1.0, 0.8, 1.2]
     f, last = [], len(ring)
     for j in range(n):
@@ -55,8 +56,9 @@ def rendered(poses: np.ndarray) -> tuple[Sequence, Mesh]:
     x, _, _ = sample_surface(torch.from_numpy(v), torch.from_numpy(f).long(), 6000, many)
     n = len(x)
     quats, scales = torch.tensor([1.0, 0, 0, 0]).repeat(n, 1), torch.full((n, 3), 0.0012)
+    colors, camera = torch.from_numpy(paint(x.numpy())), torch.from_numpy(K).float().expand(len(poses), 3, 3)
     view = torch.from_numpy(poses).float()
-    out = splat(x, quats, scales, torch.full((n,), 0.9), torch.from_numpy(paint(x.numpy())), view, torch.from_numpy(K).float().expand(len(poses), 3, 3), SIZE, SIZE)
+    out = splat(x, quats, scales, torch.full((n,), 0.9), colors, view, camera, SIZE, SIZE)
     frames = (out.color.clamp(0, 1).numpy() * 255).round().astype(np.uint8)
     masks = {"object": out.alpha[..., 0].numpy() > 0.5}
     grey = np.full((len(v), 3), 0.5, np.float32)
@@ -99,7 +101,8 @@ def test_hidden_pixels_say_nothing(clip):
     for value in (0, 255):
         frames = sequence.frames.copy()
         frames[hand | other] = value
-        found.append(fit_appearance(replace(sequence, frames=frames, masks=masks), mesh, poses, weight, {}, iterations=40, **SMALL))
+        shown = replace(sequence, frames=frames, masks=masks)
+        found.append(fit_appearance(shown, mesh, poses, weight, {}, iterations=40, **SMALL))
     for name in ("means", "quats", "scales", "opacities", "colors"):
         assert torch.equal(getattr(found[0].object, name), getattr(found[1].object, name)), name
     assert np.array_equal(found[0].cam_from_object, found[1].cam_from_object)
@@ -155,7 +158,8 @@ def test_hand_follows_its_mesh(clip):
     frames = sequence.frames.copy()
     frames[mask] = [200, 120, 100]
     masks = {"object": sequence.masks["object"] & ~mask, "right": mask}
-    a = fit_appearance(replace(sequence, frames=frames, masks=masks), mesh, poses, weight, {"right": (place, f)}, iterations=60, **SMALL)
+    shown = replace(sequence, frames=frames, masks=masks)
+    a = fit_appearance(shown, mesh, poses, weight, {"right": (place, f)}, iterations=60, **SMALL)
     g = a.hands["right"]
     here = pose_hand(g, place[0])
     assert len(here) == 300 and (here.ids == 1).all()

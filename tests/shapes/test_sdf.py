@@ -74,7 +74,7 @@ def test_what_most_views_hide_is_not_object():
 
 
 def test_in_front_of_a_known_occluder_is_empty():
-    """One view sees object everywhere; in another a hand covers it, and what were in front of that hand would be seen."""
+    """One view sees object everywhere; in another a hand covers it, and what were in front of it would be seen."""
     pose, other = around(5, 0.4)[[2, 3]]
     hand = sphere_depth(pose, 0.03)
     covered, everywhere = np.isfinite(hand), np.ones(hand.shape, bool)

@@ -1,12 +1,12 @@
 """Appearance: flat Gaussians on the object's and the hands' surfaces, rendered together and fitted to the frames.
 
-The surface is known from the signed-distance grid, so each Gaussian is a disc on it (2DGS, Huang et al., SIGGRAPH 2024):
-its normal is the surface's, and it only slides, grows and turns in its plane. All bodies go through one depth-sorted pass
-with body ids, so that who hides whom comes from geometry. A pixel of a hand says nothing about the object; pixels of
-other things (a sleeve) say nothing at all. Loss: L1 + SSIM (Kerbl et al., SIGGRAPH 2023, eq. 7) on labelled pixels, each
-body's own alpha against its mask, and priors that keep the discs on the surface, of similar size, and opaque.
-The object turns under a fixed light: a shared second-order shading of the turned normal and a gain per frame explain
-what changes, so that the colours stay those of the surface.
+The surface is known from the signed-distance grid, so each Gaussian is a disc on it (2DGS, Huang et al., SIGGRAPH
+2024): its normal is the surface's; it moves a little, grows, and turns in its plane. All bodies go through one
+depth-sorted pass with body ids, so that who hides whom comes from geometry. A pixel of a hand says nothing about the
+object; pixels of other things (a sleeve) say nothing at all. Loss: L1 + SSIM (Kerbl et al., SIGGRAPH 2023, eq. 7) on
+labelled pixels, each body's own alpha against its mask, and priors that keep the discs on the surface, of similar size,
+and opaque. The object turns under a fixed light: a shared second-order shading of the turned normal and a gain per
+frame explain what changes, so that the colours stay those of the surface.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..geometry.meshes import area, interpolate, sample_surface, vertex_normals
 from ..geometry.rigid import quat_from_matrix, quat_multiply, so3_exp
 from ..losses import l1, ssim
-from ..render.splat import splat
+from ..render.splat import Splatted, splat
 from ..scene import SIDES, Mesh, Sequence
 from ..shapes.gaussians import Gaussians, concatenate
 from ..tracking.object import beside, shading
@@ -33,10 +33,10 @@ OBJECT = 0  # body id; hands follow in the order of `hands`
 HELD_OUT = 8  # every so many frames, one teaches no colour
 LONGER_SIDE = 192  # pixels of the crops that are rendered
 _THIN = 0.1  # thickness of a disc over the spacing of discs
-_OPACITY = 0.95
-_HOLD = 1e-3
-_MASK = 0.5
-_WARM = 0.0
+_OPACITY = 0.95  # at the start, as a logit:
+_LOGIT = float(np.log(_OPACITY / (1 - _OPACITY)))
+_SIZE = float(np.log(0.6))  # log of a disc's standard deviation over the spacing, at the start
+_WARM = 0.35  # share of the iterations before poses move: they are better than the first colours
 
 
 @dataclass(frozen=True)
@@ -105,55 +105,58 @@ def fit_appearance(
     Raises ValueError when no frame has both a pose and a mask.
     """
     say = progress or (lambda share, what: None)
-    views = _views(sequence, list(hands), object_weight, cam_from_object, {s: v for s, (v, _) in hands.items()})
+    views = _views(sequence, np.nan_to_num(object_weight), cam_from_object, {s: v for s, (v, _) in hands.items()})
     if not any(v.has_object for v in views):
         raise ValueError("no frame has both an object pose and an object mask")
     generator = torch.Generator().manual_seed(seed)
-    body, observed = _object_surfels(mesh, count, generator)
+    body = _object_surfels(mesh, count, generator)
     gloves = {s: _HandSurfels(v, f, hand_count, _skin(sequence, s), generator) for s, (v, f) in hands.items()}
-    discs = [body, *(g.surfels for g in gloves.values())]
-    rig = _Poses(cam_from_object, body, views)
-    light = torch.zeros(9, requires_grad=True)
-    gains = {v.frame: torch.zeros(3, requires_grad=True) for v in views}
-    fixed = body.color.detach().sigmoid()
+    poses = _Poses(cam_from_object, body, views)
+    m = _Model(
+        body,
+        gloves,
+        poses,
+        torch.zeros(9, requires_grad=True),
+        {v.frame: torch.zeros(3, requires_grad=True) for v in views},
+    )
+    discs = [body, *gloves.values()]
     groups = [
         {"params": [d.color for d in discs], "lr": 0.05},
-        {"params": [d.opacity for d in discs], "lr": 0.02},
-        {"params": [d.offset for d in discs], "lr": 0.02},
+        {"params": [d.opacity for d in discs] + [d.offset for d in discs], "lr": 0.02},
         {"params": [d.size for d in discs] + [d.spin for d in discs], "lr": 0.01},
-        {"params": [light], "lr": 5e-3},
-        {"params": list(gains.values()), "lr": 5e-3},
-        {"params": list(rig.rotation.values()), "lr": pose_lr},
-        {"params": list(rig.shift.values()), "lr": pose_lr},
+        {"params": [m.light, *m.gains.values()], "lr": 5e-3},
+        {"params": [*poses.rotation.values(), *poses.shift.values()], "lr": pose_lr},
     ]
     opt = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)  # what has no gradient is left alone
-    base_lr = [g["lr"] for g in opt.param_groups]
+    full_lr = [g["lr"] for g in groups]
     total = min(14 * len(views), 900) if iterations is None else iterations
     order: list[_View] = []
     for k in range(total):
         if not order:
             order = [views[i] for i in torch.randperm(len(views), generator=generator)]
-            if refine_poses:
-                rig.recentre()
+            poses.recentre()
         view = order.pop()
-        for g, lr in zip(opt.param_groups, base_lr, strict=True):
+        for g, lr in zip(opt.param_groups, full_lr, strict=True):
             g["lr"] = lr * 0.1 ** (k / total)
-        parts = _posed(view, body, gloves, rig, light, gains[view.frame], observed, fixed, learn=not view.held_out, move=refine_poses and k >= _WARM * total)
-        loss = view.weight * _image_loss(view, _render(view, parts, 1 + len(gloves)))
+        move = refine_poses and view.has_object and k >= _WARM * total
+        if view.held_out and not move:
+            continue
+        loss = view.weight * _image_loss(
+            view, _render(view, m, m.gains[view.frame], learn=not view.held_out, move=move)
+        )
         if not view.held_out:
-            loss = loss + sum(d.prior() for d in discs) + 1e-3 * light.square().sum() + 0.02 * gains[view.frame].square().sum()
-        if refine_poses and view.has_object and k >= _WARM * total:
-            loss = loss + rig.prior(view.frame)
+            loss = loss + sum(d.prior() for d in discs) + 1e-3 * m.light.square().sum()
+            loss = loss + 0.02 * m.gains[view.frame].square().sum()
+        if move:
+            loss = loss + poses.prior(view.frame)
         opt.zero_grad()
-        if loss.requires_grad:
-            loss.backward()
-            opt.step()
+        loss.backward()
+        opt.step()
         if k % 25 == 24:
             say((k + 1) / total, f"appearance, loss {loss.item():.3f}")
-    if refine_poses:
-        rig.recentre()
+    poses.recentre()
     with torch.no_grad():
-        return _finish(views, body, gloves, rig, light, gains, observed, fixed, len(sequence))
+        return _finish(views, m, len(sequence))
 
 
 # --- what is optimised
@@ -166,9 +169,9 @@ class _Surfels:
         n = len(colors)
         self.spacing = spacing
         self.offset = torch.zeros(n, 3, requires_grad=True)
-        self.size = torch.full((n, 2), np.log(0.6)).requires_grad_(True)
+        self.size = torch.full((n, 2), _SIZE, requires_grad=True)
         self.spin = torch.zeros(n, requires_grad=True)
-        self.opacity = torch.full((n,), np.log(_OPACITY / (1 - _OPACITY))).requires_grad_(True)
+        self.opacity = torch.full((n,), _LOGIT, requires_grad=True)
         self.start = colors.clamp(0.01, 0.99).logit()
         self.color = self.start.clone().requires_grad_(True)
 
@@ -182,34 +185,36 @@ class _Surfels:
 
     def prior(self) -> Tensor:
         """Stay on the surface, of one size, opaque, and of the first colour where no picture says another."""
-        start = np.log(_OPACITY / (1 - _OPACITY))
-        return (
-            0.05 * self.offset.square().mean()
-            + 0.02 * (self.size - np.log(0.6)).square().mean()
-            + 1e-3 * (self.opacity - start).square().mean()
-            + _HOLD * (self.color - self.start).square().mean()
-        )
+        place = 0.05 * self.offset.square().mean() + 0.02 * (self.size - _SIZE).square().mean()
+        return place + 1e-3 * ((self.opacity - _LOGIT).square().mean() + (self.color - self.start).square().mean())
 
 
 class _ObjectSurfels(_Surfels):
-    def __init__(self, points: Tensor, normals: Tensor, colors: Tensor, spacing: float):
+    def __init__(self, points: Tensor, normals: Tensor, colors: Tensor, observed: Tensor, spacing: float):
         super().__init__(colors, spacing)
-        self.points, self.rot = points, _frames(normals)
+        self.points, self.rot, self.observed = points, _frames(normals), observed[:, None]
         self.quat = quat_from_matrix(self.rot)
 
+    def local(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        *rest, colors = super().local()
+        return *rest, torch.where(self.observed, colors, self.start.sigmoid())
 
-class _HandSurfels:
+    def placed(self, offset: Tensor, spin: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and quats in the object's frame."""
+        return self.points + (self.rot @ offset[..., None])[..., 0], quat_multiply(self.quat, spin)
+
+
+class _HandSurfels(_Surfels):
     """Discs on a hand, with where each frame's mesh puts their base points."""
 
     def __init__(self, vertices: np.ndarray, faces: np.ndarray, count: int, skin: Tensor, generator: torch.Generator):
-        v = torch.from_numpy(np.asarray(vertices, np.float32))
+        v, f = torch.from_numpy(np.asarray(vertices, np.float32)), torch.from_numpy(np.asarray(faces)).long()
+        known = torch.isfinite(v).all(-1).all(-1).nonzero()[:, 0].tolist()
+        rest = v[known[0]] if known else torch.randn(v.shape[1:], generator=generator)
+        super().__init__(skin.expand(count, 3), float(area(rest, f) / count) ** 0.5)
         self.faces = np.asarray(faces)
-        self.known = torch.isfinite(v).all(-1).all(-1)
-        rest = v[self.known.nonzero()[0, 0]] if self.known.any() else torch.zeros_like(v[0])
-        self.face, self.bary, _ = _even_samples(rest, torch.from_numpy(self.faces).long(), count, generator)
-        self.spacing = float(area(rest, torch.from_numpy(self.faces).long()) / count) ** 0.5
-        self.surfels = _Surfels(skin.expand(count, 3), max(self.spacing, 1e-6))
-        self.base = {i: _on_triangles(v[i], self.faces, self.face, self.bary) for i in self.known.nonzero()[:, 0].tolist()}
+        self.face, self.bary, _ = _even_samples(rest, f, count, generator)
+        self.base = {i: _on_triangles(v[i], self.faces, self.face, self.bary) for i in known}
 
 
 class _Poses:
@@ -225,17 +230,15 @@ class _Poses:
         self.rotation = {i: torch.zeros(3, requires_grad=True) for i in self.frames}
         self.shift = {i: torch.zeros(3, requires_grad=True) for i in self.frames}
 
-    def at(self, i: int, move: bool) -> tuple[Tensor, Tensor]:
+    def at(self, i: int) -> tuple[Tensor, Tensor]:
         """Rotation and translation of frame `i`."""
         r0, t0 = self.base[i][:3, :3], self.base[i][:3, 3]
-        if not move:
-            return r0, t0
         r = so3_exp(self.rotation[i])
         return r0 @ r, r0 @ (self.center + self.radius * self.shift[i] - r @ self.center) + t0
 
     def prior(self, i: int) -> Tensor:
-        """Poses are already good: about 3 degrees away costs as much as a visible misfit."""
-        return 1.0 * (self.rotation[i].square().sum() + self.shift[i].square().sum())
+        """Poses are good already."""
+        return self.rotation[i].square().sum() + self.shift[i].square().sum()
 
     @torch.no_grad()
     def recentre(self) -> None:
@@ -257,15 +260,28 @@ class _Poses:
         return out
 
 
-def _object_surfels(mesh: Mesh, count: int, generator: torch.Generator) -> tuple[_ObjectSurfels, Tensor]:
-    """Even discs on the mesh, and which of them lie on surface that was seen."""
+@dataclass(frozen=True)
+class _Model:
+    """All that is optimised."""
+
+    body: _ObjectSurfels
+    gloves: dict[str, _HandSurfels]
+    poses: _Poses
+    light: Tensor  # (9,)
+    gains: dict[int, Tensor]  # frame -> (3,) logarithms
+
+
+def _object_surfels(mesh: Mesh, count: int, generator: torch.Generator) -> _ObjectSurfels:
+    """Even discs on the mesh, with its colours, and which of them lie on surface that was seen."""
     v, f = torch.from_numpy(np.asarray(mesh.vertices, np.float32)), torch.from_numpy(np.asarray(mesh.faces)).long()
     face, bary, points = _even_samples(v, f, count, generator)
     colors = torch.full_like(v, 0.5) if mesh.colors is None else torch.from_numpy(np.asarray(mesh.colors, np.float32))
     seen = torch.ones(len(v)) if mesh.observed is None else torch.from_numpy(np.asarray(mesh.observed, np.float32))
     normals = F.normalize(interpolate(vertex_normals(v, f), f, face, bary), dim=-1)
-    body = _ObjectSurfels(points, normals, interpolate(colors, f, face, bary), float(area(v, f) / count) ** 0.5)
-    return body, interpolate(seen[:, None], f, face, bary)[:, 0] > 0.5
+    observed = interpolate(seen[:, None], f, face, bary)[:, 0] > 0.5
+    return _ObjectSurfels(
+        points, normals, interpolate(colors, f, face, bary), observed, float(area(v, f) / count) ** 0.5
+    )
 
 
 def _even_samples(v: Tensor, f: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -328,8 +344,9 @@ class _View:
     held_out: bool
 
 
-def _views(sequence: Sequence, sides: list[str], weight: np.ndarray, poses: np.ndarray, hands: dict[str, np.ndarray]) -> list[_View]:
-    views = []
+def _views(sequence: Sequence, weight: np.ndarray, poses: np.ndarray, hands: dict[str, np.ndarray]) -> list[_View]:
+    """Every frame with a posed body, in order. hands: side -> vertices (F,V,3)."""
+    views, sides = [], list(hands)
     blank = np.zeros(sequence.frames.shape[:3], bool)
     masks = {k: sequence.masks.get(k, blank) for k in ("object", *SIDES, "other")}
     for i in range(len(sequence)):
@@ -354,7 +371,10 @@ def _view(image: np.ndarray, masks: dict[str, np.ndarray], sides: list[str], K: 
     x0, x1 = max(columns[0] - margin, 0), min(columns[-1] + 1 + margin, w)
     s = min(1.0, LONGER_SIDE / max(y1 - y0, x1 - x0))
     size = (max(round((x1 - x0) * s), 1), max(round((y1 - y0) * s), 1))
-    share = lambda m: torch.from_numpy(cv2.resize(np.ascontiguousarray(m[y0:y1, x0:x1]).astype(np.float32), size, interpolation=cv2.INTER_AREA))  # noqa: E731
+
+    def share(m: np.ndarray) -> Tensor:
+        return torch.from_numpy(cv2.resize(m[y0:y1, x0:x1].astype(np.float32), size, interpolation=cv2.INTER_AREA))
+
     # labels are a few pixels off where one body meets another
     near_hidden, near_object = beside(hidden), beside(inside)
     clear = inside & ~hidden & ~near_hidden
@@ -366,7 +386,8 @@ def _view(image: np.ndarray, masks: dict[str, np.ndarray], sides: list[str], K: 
     crop = np.array([[scale[0], 0, -scale[0] * x0], [0, scale[1], -scale[1] * y0], [0, 0, 1]]) @ K
     picture = cv2.resize(np.ascontiguousarray(image[y0:y1, x0:x1]), size, interpolation=cv2.INTER_AREA)
     empty = (share(~(inside | hidden)) > 0.99).float()
-    return torch.from_numpy(picture).float() / 255, label, share(clear) * known, known, empty, torch.from_numpy(crop).float()
+    image = torch.from_numpy(picture).float() / 255
+    return image, label, share(clear) * known, known, empty, torch.from_numpy(crop).float()
 
 
 def _skin(sequence: Sequence, side: str) -> Tensor:
@@ -381,37 +402,37 @@ def _skin(sequence: Sequence, side: str) -> Tensor:
 # --- rendering
 
 
-def _posed(view: _View, body, gloves, rig: _Poses, light: Tensor, gain: Tensor, observed: Tensor, fixed: Tensor, learn: bool, move: bool) -> Gaussians:
-    """All bodies of a frame in the camera's frame, lit. Without `learn` only the pose gets gradients."""
+def _render(view: _View, m: _Model, gain: Tensor, learn: bool, move: bool) -> Splatted:
+    """All bodies of a frame, lit, in one pass. Gradients: of the pose with `move`, of all else with `learn`."""
     free = (lambda x: x) if learn else (lambda x: x.detach())
     parts = []
     if view.has_object:
-        offset, spin, scales, opacities, colors = map(free, body.local())
-        r, t = rig.at(view.frame, move)
-        x = body.points + (body.rot @ offset[..., None])[..., 0]
-        quats = quat_multiply(quat_from_matrix(r), quat_multiply(body.quat, spin))
-        colors = torch.where(observed[:, None], colors, fixed)
-        parts.append((x @ r.T + t, quats, scales, opacities, colors, body.rot[..., 2] @ r.detach().T, OBJECT))
-    for k, glove in enumerate(gloves.values()):
+        offset, spin, scales, opacities, colors = map(free, m.body.local())
+        x, quats = m.body.placed(offset, spin)
+        r, t = m.poses.at(view.frame)
+        if not move:
+            r, t = r.detach(), t.detach()
+        normal = m.body.rot[..., 2] @ r.detach().T
+        parts.append(
+            (x @ r.T + t, quat_multiply(quat_from_matrix(r), quats), scales, opacities, colors, normal, OBJECT)
+        )
+    for k, glove in enumerate(m.gloves.values()):
         if view.frame in glove.base:
             foot, rot, quat = glove.base[view.frame]
-            offset, spin, scales, opacities, colors = map(free, glove.surfels.local())
+            offset, spin, scales, opacities, colors = map(free, glove.local())
             x = foot + (rot @ offset[..., None])[..., 0]
             parts.append((x, quat_multiply(quat, spin), scales, opacities, colors, rot[..., 2], OBJECT + 1 + k))
-    factor = free(gain).exp()
-    out = []
-    for x, quats, scales, opacities, colors, normal, name in parts:
-        colors = colors * shading(normal, free(light))[:, None] * factor
-        out.append(Gaussians(x, quats, scales, opacities, colors, torch.full((len(x),), name, dtype=torch.int64)))
-    return concatenate(out)
-
-
-def _render(view: _View, g: Gaussians, bodies: int):
+    factor, light = free(gain).exp(), free(m.light)
+    g = concatenate([
+        Gaussians(*geometry, colors * shading(normal, light)[:, None] * factor, torch.full((len(normal),), name))
+        for *geometry, colors, normal, name in parts
+    ])  # fmt: skip
     h, w = view.image.shape[:2]
-    return splat(g.means, g.quats, g.scales, g.opacities, g.colors, torch.eye(4)[None], view.K[None], w, h, ids=g.ids, n_ids=bodies)
+    camera = torch.eye(4)[None], view.K[None], w, h
+    return splat(g.means, g.quats, g.scales, g.opacities, g.colors, *camera, ids=g.ids, n_ids=1 + len(m.gloves))
 
 
-def _image_loss(view: _View, out) -> Tensor:
+def _image_loss(view: _View, out: Splatted) -> Tensor:
     """Colour where the picture and the rendering agree on whose pixel it is, alpha where the masks know it."""
     color, shares = out.color[0], out.ids[0]
     mine = (view.label * shares.detach()).sum(-1, keepdim=True)
@@ -422,7 +443,8 @@ def _image_loss(view: _View, out) -> Tensor:
         sure = (weight > 0).float()
         loss = 0.8 * l1(color, view.image, weight) + 0.2 * (1 - ssim(color * sure, view.image * sure)) / sure.mean()
     if view.has_object:
-        loss = loss + _MASK * (view.known * (shares[..., OBJECT] - view.target).square()).sum() / view.target.sum().clamp(min=50)
+        wrong = view.known * (shares[..., OBJECT] - view.target).square()
+        loss = loss + 0.5 * wrong.sum() / view.target.sum().clamp(min=50)
     if shares.shape[-1] > 1:
         on = view.label[..., 1:]
         over = view.empty[..., None] * shares[..., 1:]
@@ -430,28 +452,27 @@ def _image_loss(view: _View, out) -> Tensor:
     return loss
 
 
-def _finish(views, body, gloves, rig: _Poses, light: Tensor, gains, observed: Tensor, fixed: Tensor, n: int) -> Appearance:
+def _finish(views: list[_View], m: _Model, n: int) -> Appearance:
     """Measure, fold the mean light into the colours, and hand the bodies over as plain Gaussians."""
-    # a held-out frame's gain is not fitted: its neighbours' mean
-    log_gain = np.array([gains[v.frame].numpy() for v in views])
-    taught = np.array([not v.held_out for v in views])
-    at = np.array([v.frame for v in views])
-    log_gain = np.stack([np.interp(np.arange(n), at[taught], log_gain[taught, c]) for c in range(3)], -1) if taught.any() else np.zeros((n, 3))
+    body, at = m.body, [v.frame for v in views if not v.held_out]
+    log_gain = np.zeros((n, 3))
+    if at:  # a held-out frame's gain is not fitted: it is between its neighbours'
+        taught = np.stack([m.gains[i].numpy() for i in at])
+        log_gain = np.stack([np.interp(np.arange(n), at, taught[:, c]) for c in range(3)], -1)
     error = {"all": [0.0, 0], "object": [0.0, 0]}
     inter = union = 0.0
     factor = []
     for v in views:
-        g = _posed(v, body, gloves, rig, light, torch.from_numpy(log_gain[v.frame]).float(), observed, fixed, learn=False, move=True)
-        out = _render(v, g, 1 + len(gloves))
+        out = _render(v, m, torch.from_numpy(log_gain[v.frame]).float(), learn=False, move=False)
         if v.has_object:
             drawn, want, known = out.ids[0, ..., OBJECT] > 0.5, v.target > 0.5, v.known > 0
             inter += float((drawn & want & known).sum())
             union += float(((drawn | want) & known).sum())
-            r, t = rig.at(v.frame, True)
+            r, t = m.poses.at(v.frame)
             normal = body.rot[..., 2] @ r.T
-            facing = ((normal * (body.points @ r.T + t)).sum(-1) < 0) & observed
+            facing = ((normal * (body.points @ r.T + t)).sum(-1) < 0) & body.observed[:, 0]
             if facing.any():
-                factor.append(float(shading(normal[facing], light).mean()) * np.exp(log_gain[v.frame]))
+                factor.append(float(shading(normal[facing], m.light).mean()) * np.exp(log_gain[v.frame]))
         if v.held_out:
             e = (out.color[0].clamp(0, 1) - v.image).square().mean(-1)
             for name, where in (("all", v.label.sum(-1) > 0), ("object", v.label[..., OBJECT] > 0)):
@@ -459,13 +480,17 @@ def _finish(views, body, gloves, rig: _Poses, light: Tensor, gains, observed: Te
                 error[name][1] += int(where.sum())
     psnr = {k: float(-10 * np.log10(max(s / c, 1e-12))) if c else float("nan") for k, (s, c) in error.items()}
     mean = torch.from_numpy(np.mean(factor, axis=0)).float() if factor else torch.ones(3)
-    offset, spin, scales, opacities, colors = body.local()
-    colors = torch.where(observed[:, None], (colors * mean).clamp(0, 1), fixed)
-    means = body.points + (body.rot @ offset[..., None])[..., 0]
-    obj = Gaussians(means, quat_multiply(body.quat, spin), scales, opacities, colors, torch.full((len(means),), OBJECT, dtype=torch.int64))
-    hands = {}
-    for k, (side, glove) in enumerate(gloves.items()):
-        offset, spin, scales, opacities, colors = glove.surfels.local()
-        hands[side] = HandGaussians(glove.faces, glove.face, glove.bary, offset, spin, scales, opacities, (colors * mean).clamp(0, 1), OBJECT + 1 + k)
+
+    def plain(offset: Tensor, spin: Tensor, scales: Tensor, opacities: Tensor, colors: Tensor) -> tuple[Tensor, ...]:
+        return offset, spin, scales, opacities, (colors * mean).clamp(0, 1)
+
+    offset, spin, scales, opacities, colors = plain(*body.local())
+    colors = torch.where(body.observed, colors, body.start.sigmoid())
+    found = Gaussians(*body.placed(offset, spin), scales, opacities, colors, torch.full((len(colors),), OBJECT))
+    hands = {
+        side: HandGaussians(g.faces, g.face, g.bary, *plain(*g.local()), OBJECT + 1 + k)
+        for k, (side, g) in enumerate(m.gloves.items())
+    }
     gain = np.exp(log_gain) / mean.numpy()
-    return Appearance(obj, hands, rig.result(n), light.detach(), gain, psnr["all"], psnr["object"], inter / max(union, 1.0))
+    poses = m.poses.result(n)
+    return Appearance(found, hands, poses, m.light.detach(), gain, psnr["all"], psnr["object"], inter / max(union, 1.0))

@@ -1,8 +1,8 @@
 """The first whole method: skinned hands and one rigid unknown object.
 
 The object's surface is a signed-distance grid (strong on geometry and pose), its appearance Gaussians on that surface
-(strong on colour), rendered together with the hands' in true occlusion order. What hands hide is unknown, not background;
-where the hands are, the object is not; what no frame has seen is filled in smoothly and marked as unseen.
+(strong on colour), rendered together with the hands' in true occlusion order. What hands hide is unknown, not
+background; where the hands are, the object is not; what no frame has seen is filled in smoothly and marked as unseen.
 """
 
 from __future__ import annotations
@@ -61,10 +61,14 @@ def fit_rigid(
     masks = sequence.masks
     seen = masks["object"].reshape(len(sequence), -1).sum(1) > 50
     if (np.isfinite(poses[:, 0, 0]) & seen).sum() < 3:
-        return RigidFit(None, None, poses, tracks.confidence, tracks.reason, tracked, ["no object surface: its pose is unknown"])
+        return RigidFit(
+            None, None, poses, tracks.confidence, tracks.reason, tracked, ["no object surface: its pose is unknown"]
+        )
     hands = {s: posed_hand(s, h) for s, h in tracked.items()}
     raw = raw_depth(sequence, hands)
-    hidden = np.any([masks[k] for k in ("right", "left", "other") if k in masks] or [np.zeros_like(masks["object"])], axis=0)
+    hidden = np.any(
+        [masks[k] for k in ("right", "left", "other") if k in masks] or [np.zeros_like(masks["object"])], axis=0
+    )
     obs = Observations(sequence.frames, masks["object"], hidden, sequence.K, hand_depth(sequence, raw))
     belief = sequence.mask_confidence.get("object", np.ones(len(sequence)))
     confidence, reason = tracks.confidence.copy(), np.asarray(tracks.reason, dtype="<U80").copy()
@@ -74,7 +78,9 @@ def fit_rigid(
 
     # 1. A coarse surface from the frames that tracking placed; the frames it could not place are registered to that.
     coarse = refine_object(obs, poses, weight, COARSE, progress=part(0.0, 0.2), **options)
-    placed, error = register_missing(coarse, obs.scaled(0.5), coarse.cam_from_object, seed=seed, progress=part(0.2, 0.25))
+    placed, error = register_missing(
+        coarse, obs.scaled(0.5), coarse.cam_from_object, seed=seed, progress=part(0.2, 0.25)
+    )
     new = np.isfinite(error)
     if new.any():
         tracked = {s: carry(s, h, poses, placed, new) for s, h in tracked.items()}
@@ -87,7 +93,9 @@ def fit_rigid(
     # 2. The fine surface. Which of the hand's pixels are in front of the object can be told now.
     prune(coarse.grid, solids, THIN_COARSE)
     front = widened(raw < object_depth(surface(coarse.grid)[0], sequence, placed) + IN_FRONT)
-    fitted = refine_object(replace(obs, doubtful=front), placed, weight, FINE, start=coarse, progress=part(0.25, 0.6), **options)
+    fitted = refine_object(
+        replace(obs, doubtful=front), placed, weight, FINE, start=coarse, progress=part(0.25, 0.6), **options
+    )
     prune(fitted.grid, solids, THIN_FINE)
     mesh, notes = surface(fitted.grid)
     poses = fitted.cam_from_object
@@ -125,7 +133,12 @@ def carry(side: str, h, before: np.ndarray, after: np.ndarray, new: np.ndarray):
     """
     model = HandModel.open(side, dtype=torch.float64)
     wrist = model.with_shape(_f64(h.betas)).rest_joints.numpy()[0]
-    pose, transl, confidence, reason = h.pose.copy(), h.transl.copy(), h.confidence.copy(), np.asarray(h.reason, dtype="<U80").copy()
+    pose, transl, confidence, reason = (
+        h.pose.copy(),
+        h.transl.copy(),
+        h.confidence.copy(),
+        np.asarray(h.reason, dtype="<U80").copy(),
+    )
     known = np.flatnonzero(np.isfinite(before[:, 0, 0]) & (h.confidence > 0.2))
     if not len(known):
         return h

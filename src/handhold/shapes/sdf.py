@@ -29,12 +29,21 @@ class View:
     occluder_depth: np.ndarray | None = None  # (H,W) depth of a known occluder (the hand), inf where none
 
 
-def visual_hull(views: list[View], K: np.ndarray, resolution: int, lo: np.ndarray, h: float, quantile: float = 0.9, min_share: float = 0.4) -> torch.Tensor:
+def visual_hull(
+    views: list[View],
+    K: np.ndarray,
+    resolution: int,
+    lo: np.ndarray,
+    h: float,
+    quantile: float = 0.9,
+    min_share: float = 0.4,
+) -> torch.Tensor:
     """Signed distance (R,R,R) of the silhouettes' common inside, negative inside.
 
-    Per view the 2D distance to the silhouette (object or unknown) is scaled by depth over focal length; over views the given
-    weighted quantile is taken instead of the maximum, because poses and masks are not exact. A point nearer than a known
-    occluder that covers its pixel would have been seen, so it is outside.
+    Per view the 2D distance to the silhouette (object or unknown) is scaled by depth over focal length; over views the
+    given weighted quantile is taken instead of the maximum, because poses and masks are not exact. Views that do not
+    tell (the point is hidden, or beyond the frame) are left out; a point that nearly none tells of, or that is hidden in
+    most, is outside. A point nearer than a known occluder that covers its pixel would have been seen, so it is outside.
     """
     axes = [lo[k] + h * np.arange(resolution) for k in range(3)]
     x = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
@@ -57,9 +66,18 @@ def visual_hull(views: list[View], K: np.ndarray, resolution: int, lo: np.ndarra
         visible = ~off & v.inside[at[:, 1], at[:, 0]]
         seen += v.weight * visible
         hidden += v.weight * (~off & ~visible & v.unknown[at[:, 1], at[:, 0]])
-        tells = ~off & (visible | ~v.unknown[at[:, 1], at[:, 0]])  # what lies beyond the border or is hidden says nothing
+        tells = ~off & (
+            visible | ~v.unknown[at[:, 1], at[:, 0]]
+        )  # what lies beyond the border or is hidden says nothing
         if v.occluder_depth is not None:
-            d = cv2.remap(v.occluder_depth.astype(np.float32), map_x, map_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=np.inf).ravel()
+            d = cv2.remap(
+                v.occluder_depth.astype(np.float32),
+                map_x,
+                map_y,
+                cv2.INTER_NEAREST,
+                borderMode=cv2.BORDER_CONSTANT,
+                borderValue=np.inf,
+            ).ravel()
             bare = ~off & np.isfinite(d) & (z < d - 0.5 * h)  # in front of the hand that covers it, it would be seen
             s = np.where(bare, np.maximum(s, np.minimum(d - z, 4 * h)), s)
             tells |= bare
@@ -81,9 +99,11 @@ def _weighted_quantile(values: np.ndarray, weights: np.ndarray, q: float) -> np.
 
 
 def open_thin(grid: SdfGrid, where: np.ndarray, radius: float) -> None:
-    """In place: inside the region `where` (R,R,R) bool, remove what is thinner than about twice `radius` (morphological opening).
+    """In place: inside the region `where` (R,R,R) bool, remove what is thinner than about twice `radius` (morphological
+    opening).
 
-    Between the fingers of a grasping hand masks leak, and leaks make fins and threads; a thin real part away from the hand stays.
+    Between the fingers of a grasping hand masks leak, and leaks make fins and threads; a thin real part away from the
+    hand stays.
     """
     phi = grid.data[..., 0].numpy()
     solid = phi < 0

@@ -1,4 +1,4 @@
-"""What the frames say about a finished surface: which parts were seen, in which colour, and what to do with the rest."""
+"""What the frames say about a surface: which parts were seen, in which colour, and what becomes of the rest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ from ..scene import Mesh
 
 
 def observe(
-    mesh: Mesh, frames: np.ndarray, inside: np.ndarray, K: np.ndarray, cam_from_object: np.ndarray, weight: np.ndarray, tolerance: float, min_views: int = 2
+    mesh: Mesh,
+    frames: np.ndarray,
+    inside: np.ndarray,
+    K: np.ndarray,
+    cam_from_object: np.ndarray,
+    weight: np.ndarray,
+    tolerance: float,
+    min_views: int = 2,
 ) -> Mesh:
     """Vertex colours as the weighted median-like mean over the frames that see each vertex, and `observed`.
 
@@ -32,7 +39,7 @@ def observe(
         if (c[:, 2] < 1e-3).any():
             continue
         depth = depth_image(c, f, K, width, height)
-        px = np.stack([K[0, 0] * c[:, 0] / c[:, 2] + K[0, 2], K[1, 1] * c[:, 1] / c[:, 2] + K[1, 2]], -1).astype(np.float32)
+        px = (c[:, :2] / c[:, 2:] * K[[0, 1], [0, 1]] + K[:2, 2]).astype(np.float32)
         at = np.floor(px).astype(int)
         ok = (at >= 0).all(1) & (at[:, 0] < width) & (at[:, 1] < height)
         at = np.clip(at, 0, [width - 1, height - 1])
@@ -43,7 +50,9 @@ def observe(
         k = np.flatnonzero(ok)
         if not len(k):
             continue
-        color = cv2.remap(frames[i], px[None, k, 0] - 0.5, px[None, k, 1] - 0.5, cv2.INTER_LINEAR)[0] if len(k) < 32000 else frames[i][at[k, 1], at[k, 0]]
+        color = frames[i][at[k, 1], at[k, 0]]
+        if len(k) < 32000:  # as many as remap takes in one row
+            color = cv2.remap(frames[i], px[None, k, 0] - 0.5, px[None, k, 1] - 0.5, cv2.INTER_LINEAR)[0]
         w = weight[i] * facing[k] ** 2
         samples.append((k, color.astype(np.float64) / 255.0, w))
         total[k] += w[:, None] * samples[-1][1]
@@ -93,10 +102,11 @@ def spread(values: np.ndarray, known: np.ndarray, f: np.ndarray) -> np.ndarray:
 
 
 def fair_hidden(mesh: Mesh, rings: int = 3, hold: float = 1e-6) -> Mesh:
-    """Surface no frame has seen is bent as little as its seen surroundings allow (bi-Laplacian fairing; Botsch and Kobbelt, 2004).
+    """Surface no frame has seen is bent as little as its seen surroundings allow (bi-Laplacian fairing; Botsch and
+    Kobbelt, 2004).
 
-    The last `rings` of seen vertices around it move too: they lean towards whatever hid their neighbours. `hold` keeps the
-    system solvable where nothing around is seen. All other vertices stay.
+    The last `rings` of seen vertices around it move too: they lean towards whatever hid their neighbours. `hold` keeps
+    the system solvable where nothing around is seen. All other vertices stay.
     """
     if mesh.observed is None or mesh.observed.all() or not mesh.observed.any():
         return mesh

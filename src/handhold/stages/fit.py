@@ -27,12 +27,25 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     tracks = load_tracks(run, sequence)
     if not tracks.hands and not np.isfinite(tracks.cam_from_object[:, 0, 0]).any():
         raise StageFailed("Neither a hand nor the object could be tracked; there is nothing to fit.")
-    result = fit_rigid(sequence, tracks, seed=config.seed, progress=partial(_part, report, 0.0, 0.95))
+    result = fit_rigid(
+        sequence,
+        tracks,
+        seed=config.seed,
+        pose_lr=config.fit.pose_lr,
+        appearance=config.fit.appearance,
+        progress=partial(_part, report, 0.0, 0.95),
+    )
     for note in result.notes:
         report.note(note)
     if result.gaussians is not None:
         g = result.gaussians
-        save_npz(run.fit_dir / "object_gaussians.npz", {k: np.asarray(getattr(g, k).detach().cpu().numpy()) for k in ("means", "quats", "scales", "opacities", "colors")})
+        save_npz(
+            run.fit_dir / "object_gaussians.npz",
+            {
+                k: np.asarray(getattr(g, k).detach().cpu().numpy())
+                for k in ("means", "quats", "scales", "opacities", "colors")
+            },
+        )
     scene = build_scene(sequence, tracks, result)
     scene.save(run.scene_path)
     report(1.0)
@@ -48,7 +61,9 @@ def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
         poses = result.cam_from_object
         found = np.isfinite(poses[:, 0, 0])
         valid = found & (result.object_confidence >= MIN_CONFIDENCE)
-        bodies["object"] = Body(result.mesh, Rigid(_held(poses, found)), valid, result.object_confidence * found, result.object_reason)
+        bodies["object"] = Body(
+            result.mesh, Rigid(_held(poses, found)), valid, result.object_confidence * found, result.object_reason
+        )
     return Scene(sequence.K, sequence.size, sequence.fps, sequence.indices, np.tile(np.eye(4), (n, 1, 1)), bodies)
 
 
@@ -59,8 +74,13 @@ def hand_body(side: str, h: HandTrack) -> Body:
     posed = model.with_shape(f64(h.betas)).with_pose(f64(h.pose), f64(h.transl))
     vertices, joints = posed.vertices.numpy(), posed.joints.numpy()
     valid = np.isfinite(vertices).all((1, 2)) & (h.confidence > 0)
-    shape = Mesh(posed.rest_vertices.numpy()[0] if posed.rest_vertices.ndim == 3 else posed.rest_vertices.numpy(), np.asarray(model.faces))
-    return Body(shape, Skinned(f"open_hand_{side}", h.pose, h.betas, h.transl, vertices, joints), valid, h.confidence, h.reason)
+    shape = Mesh(
+        posed.rest_vertices.numpy()[0] if posed.rest_vertices.ndim == 3 else posed.rest_vertices.numpy(),
+        np.asarray(model.faces),
+    )
+    return Body(
+        shape, Skinned(f"open_hand_{side}", h.pose, h.betas, h.transl, vertices, joints), valid, h.confidence, h.reason
+    )
 
 
 def _held(poses: np.ndarray, found: np.ndarray) -> np.ndarray:

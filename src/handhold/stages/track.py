@@ -64,8 +64,13 @@ def track(run: Run, config: Config, report: Progress) -> None:
     scale = 1.0
     models = {s: HandModel.open(s, dtype=torch.float64) for s in sequence.landmarks}
     if registered < 3:
-        report.partial("The object's pose could not be found in any frame: too little texture for structure from motion.")
-        hands = {s: fit_hand(m, sequence.K, sequence.landmarks[s], mediapipe=config.prepare.joints is None) for s, m in models.items()}
+        report.partial(
+            "The object's pose could not be found in any frame: too little texture for structure from motion."
+        )
+        hands = {
+            s: fit_hand(m, sequence.K, sequence.landmarks[s], mediapipe=config.prepare.joints is None)
+            for s, m in models.items()
+        }
     else:
         hands = {}
         given = config.prepare.joints is None
@@ -99,7 +104,14 @@ def track(run: Run, config: Config, report: Progress) -> None:
         }  # fmt: skip
     save_npz(run.track_dir / "tracks.npz", arrays)
     if len(sfm.points):
-        write_ply(run.track_dir / "points.ply", Mesh(np.asarray(sfm.points * scale, np.float32), np.zeros((0, 3), np.int32), sfm.point_colors / np.float32(255)))
+        write_ply(
+            run.track_dir / "points.ply",
+            Mesh(
+                np.asarray(sfm.points * scale, np.float32),
+                np.zeros((0, 3), np.int32),
+                sfm.point_colors / np.float32(255),
+            ),
+        )
     report(1.0, registered=registered)
 
 
@@ -108,7 +120,9 @@ def _common_scale(hands, report: Progress) -> float:
     logs = np.array([np.log(h.scale) for h in hands.values()])
     weights = np.array([1.0 / max(h.scale_std, 0.01) ** 2 for h in hands.values()])
     if len(logs) == 2 and abs(logs[0] - logs[1]) > 0.25:
-        report.note(f"the two hands disagree on the object's scale by {100 * (np.exp(abs(logs[0] - logs[1])) - 1):.0f} %")
+        report.note(
+            f"the two hands disagree on the object's scale by {100 * (np.exp(abs(logs[0] - logs[1])) - 1):.0f} %"
+        )
     return float(np.exp((logs * weights).sum() / weights.sum()))
 
 

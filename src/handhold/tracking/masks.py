@@ -84,7 +84,7 @@ def segment(sequence: Sequence, progress: Callable[[float, str], None] | None = 
 
     say(0.0, "background")
     background = estimate_background(frames)
-    # A pixel the background explains in too few frames may have been covered throughout: its "background" is then the hand.
+    # A pixel the background explains in too few frames may have been covered throughout: its "background" is the hand.
     known = cv2.GaussianBlur((background.support > 0.28).astype(np.float32), (0, 0), 2.0) > 0.6
     say(0.2, "seeds")
     torch.manual_seed(seed)
@@ -273,7 +273,7 @@ def _skin_color(frames, features, places) -> _Skin | None:
         if m.sum() < 100:
             break
         mean = inside[m].mean(0)
-        # a Gaussian cut at 2.5 sigma keeps 0.92 of its variance; bounds keep the fit from swallowing a neighbouring colour
+        # a Gaussian cut at 2.5 sigma keeps 0.92 of its variance; bounds keep the fit from swallowing another colour
         value, vector = np.linalg.eigh(np.cov(inside[m].T) / 0.92)
         cov = vector @ np.diag(np.clip(value, 0.04**2, 0.16**2)) @ vector.T
     return _Skin(mean, np.linalg.inv(cov))

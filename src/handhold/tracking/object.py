@@ -1,8 +1,8 @@
-"""Object shape and pose together: a signed-distance grid rendered against the frames while every frame's pose is refined.
+"""Object shape and pose together: a signed-distance grid rendered against the frames, the frames' poses refined along.
 
-Gaussians absorb pose error into their freedom; a grid of signed distances does not, so it is the pose refiner (joint
-refinement from 10 degrees to 0.1 on clean data). Rendering is NeuS (Wang et al., NeurIPS 2021, eq. 13) in a marched band.
-Pixels of hands and of anything else that may hide the object are unknown: they neither fill nor carve.
+Rendering is NeuS (Wang et al., NeurIPS 2021, eq. 13) in a marched band. Pixels of hands and of anything else that may hide
+the object are unknown: they neither fill nor carve. The pose step is small by default: a grid coarser than the object's
+print blurs it, and a large step then bends good poses by two to three degrees (measured on the demo clip from true poses).
 Lengths are in the units of the poses given (metres once the grasp has fixed the scale).
 """
 
@@ -61,7 +61,12 @@ class Observations:
         K = np.diag([size[0] / w, size[1] / h, 1.0]) @ self.K
         depth = None
         if self.occluder_depth is not None:
-            depth = np.stack([cv2.resize(np.where(np.isfinite(d), d, 0).astype(np.float32), size, interpolation=cv2.INTER_NEAREST) for d in self.occluder_depth])
+            depth = np.stack(
+                [
+                    cv2.resize(np.where(np.isfinite(d), d, 0).astype(np.float32), size, interpolation=cv2.INTER_NEAREST)
+                    for d in self.occluder_depth
+                ]
+            )
             depth = np.where(depth > 0, depth, np.inf)
         doubtful = None if self.doubtful is None else area(self.doubtful.astype(np.float32)) > 0.25
         return Observations(area(self.frames), inside, unknown, K, depth, doubtful)
@@ -97,7 +102,7 @@ def object_extent(obs: Observations, poses: np.ndarray, valid: np.ndarray) -> tu
 
 
 def shading(normal: Tensor, light: Tensor) -> Tensor:
-    """Second-order spherical-harmonic irradiance (Ramamoorthi and Hanrahan, 2001) at unit normals (N,3), as a positive factor (N,)."""
+    """Positive factor (N,) at unit normals (N,3): second-order spherical-harmonic irradiance (Ramamoorthi, Hanrahan 2001)."""
     x, y, z = normal.unbind(-1)
     basis = torch.stack([torch.ones_like(x), y, z, x, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y], -1)
     return (1.0 + basis @ light).clamp(0.1, 3.0)
@@ -158,9 +163,13 @@ def refine_object(
     light = torch.zeros(9) if start is None else start.light.clone()
     light.requires_grad_(True)
     weight = torch.from_numpy(np.clip(confidence[index], 0.05, 1.0)).float()
-    nodes = np.stack(np.meshgrid(*(center[a] + np.linspace(-half, half, 48) for a in range(3)), indexing="ij"), -1).reshape(-1, 3)
+    nodes = np.stack(
+        np.meshgrid(*(center[a] + np.linspace(-half, half, 48) for a in range(3)), indexing="ij"), -1
+    ).reshape(-1, 3)
     filled = [torch.from_numpy(s.distance(nodes).astype(np.float32)).reshape(48, 48, 48) for s in solids]
-    empty_points = torch.cat([torch.from_numpy(nodes).float()[d.ravel() < -0.01 * half] for d in filled] or [torch.zeros(0, 3)])
+    empty_points = torch.cat(
+        [torch.from_numpy(nodes).float()[d.ravel() < -0.01 * half] for d in filled] or [torch.zeros(0, 3)]
+    )
     total, done, grid, level = sum(s.iterations for s in stages), 0, None, None
     opt = torch.optim.Adam([{"params": [xi], "lr": pose_lr}, {"params": [light], "lr": 5e-3}], betas=(0.9, 0.99))
     running = torch.full((len(index),), float("nan"))
@@ -176,12 +185,20 @@ def refine_object(
             else:
                 small = obs.scaled(min(0.5, stage.image_scale))
                 views = [
-                    View(cam_from_object[i], small.inside[i] & ~small.unsure(i), small.unsure(i), float(np.clip(confidence[i], 0.05, 1)), None if small.occluder_depth is None else small.occluder_depth[i])
+                    View(
+                        cam_from_object[i],
+                        small.inside[i] & ~small.unsure(i),
+                        small.unsure(i),
+                        float(np.clip(confidence[i], 0.05, 1)),
+                        None if small.occluder_depth is None else small.occluder_depth[i],
+                    )
                     for i in index
                 ]
                 phi = visual_hull(views, small.K, stage.resolution, center - half, h, hull_quantile)
                 for d in filled:
-                    phi = torch.maximum(phi, -F.interpolate(d[None, None], size=phi.shape, mode="trilinear", align_corners=True)[0, 0])
+                    phi = torch.maximum(
+                        phi, -F.interpolate(d[None, None], size=phi.shape, mode="trilinear", align_corners=True)[0, 0]
+                    )
                 grid = SdfGrid(phi, center - half, h)
         elif grid.R != stage.resolution:
             grid = grid.upsampled(stage.resolution)
@@ -202,7 +219,9 @@ def refine_object(
             # where a hand may hide the object nothing is known, but what no frame needs should not be there
             # (in front of a known hand it cannot be at all, or it would be seen)
             weak = hidden & ~limit[pick].isfinite()
-            silhouette = torch.where(weak, hidden_weight * acc, F.binary_cross_entropy(acc.clamp(1e-3, 1 - 1e-3), seen, reduction="none"))
+            silhouette = torch.where(
+                weak, hidden_weight * acc, F.binary_cross_entropy(acc.clamp(1e-3, 1 - 1e-3), seen, reduction="none")
+            )
             loss = (w * (residual + 0.2 * silhouette)).mean() + 1e-3 * light.square().sum()
             if len(empty_points):
                 at = empty_points[torch.randint(len(empty_points), (512,), generator=generator)]
@@ -211,7 +230,9 @@ def refine_object(
             loss.backward()
             with torch.no_grad():
                 e = residual.detach() + 0.2 * silhouette.detach().clamp(max=2)
-                for_frame = torch.zeros_like(running).index_add(0, f, e) / torch.bincount(f, minlength=len(index)).clamp(min=1)
+                for_frame = torch.zeros_like(running).index_add(0, f, e) / torch.bincount(
+                    f, minlength=len(index)
+                ).clamp(min=1)
                 running = torch.where(running.isnan(), for_frame, 0.95 * running + 0.05 * for_frame)
             grid.reg(0.02, smooth, 8 * h)
             grid.blur(2)
@@ -238,7 +259,7 @@ def beside(unknown: np.ndarray) -> np.ndarray:
 def _rays(obs: Observations, index: np.ndarray, ring: int = 14):
     """Pixels within `ring` (at 480 wide) of the object's: frame, unit direction, colour, label, limit.
 
-    label: 1 object, 0 background, -1 hidden; limit: distance along the ray to what hides it, inf where unknown or nothing.
+    label: 1 object, 0 background, -1 hidden; limit: distance along the ray to what hides it, inf where not known.
     """
     out = [[] for _ in range(5)]
     w = obs.inside.shape[2]
@@ -247,7 +268,9 @@ def _rays(obs: Observations, index: np.ndarray, ring: int = 14):
         inside, unknown = obs.inside[i], obs.unknown[i]
         near = cv2.dilate(inside.astype(np.uint8), np.ones((2 * ring + 1, 2 * ring + 1), np.uint8)) > 0
         y, x = np.nonzero(near & (unknown | ~obs.unsure(i)))
-        d = np.stack([(x + 0.5 - obs.K[0, 2]) / obs.K[0, 0], (y + 0.5 - obs.K[1, 2]) / obs.K[1, 1], np.ones(len(x))], -1)
+        d = np.stack(
+            [(x + 0.5 - obs.K[0, 2]) / obs.K[0, 0], (y + 0.5 - obs.K[1, 2]) / obs.K[1, 1], np.ones(len(x))], -1
+        )
         length = np.linalg.norm(d, axis=1)
         out[0].append(np.full(len(x), n))
         out[1].append(d / length[:, None])

@@ -38,7 +38,7 @@ class HandSolid:
         return HandSolid(np.concatenate(points), np.concatenate(normals), len(known))
 
     def distance(self, x: np.ndarray) -> np.ndarray:
-        """Signed distance (N,) to the hand, negative inside: the median over the hand's poses, so slip does not widen it."""
+        """Signed distance (N,) to the hand, negative inside: the median over its poses, so slip does not widen it."""
         per = len(self.points) // self.frames
         out = np.empty((self.frames, len(x)), np.float32)
         for k in range(self.frames):

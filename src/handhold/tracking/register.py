@@ -1,7 +1,7 @@
 """Frames that structure from motion could not place, registered against the model that the placed frames made.
 
-Silhouette and colour of the rendered signed-distance grid against the frame, from several starts next to the nearest placed
-frames, forwards and backwards in time. A frame is accepted only when it then fits about as well as the placed frames do.
+Silhouette and colour of the rendered signed-distance grid against the frame, from several starts next to the nearest
+placed frames, forwards and backwards in time. A frame is accepted only when it fits about as well as placed frames do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def register_missing(
     seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fill NaN poses where the frame can be registered. Returns poses (F,4,4) and the error of each newly placed frame (F,), NaN elsewhere."""
+    """Fill NaN poses where the frame can be registered: poses (F,4,4), and the error (F,) of newly placed frames, else NaN."""
     poses = cam_from_object.copy()
     error = np.full(len(poses), np.nan)
     visible = obs.inside.reshape(len(poses), -1).sum(1) > 150
@@ -37,32 +37,30 @@ def register_missing(
     if not todo or len(placed) < 3:
         return poses, error
     # the same measure on placed frames says what a good fit is
-    reference = [_fit(field, obs, int(i), poses[i][None], 0, rays, seed)[1] for i in placed[:: max(1, len(placed) // 8)]]
+    reference = [
+        _fit(field, obs, int(i), poses[i][None], 0, rays, seed)[1] for i in placed[:: max(1, len(placed) // 8)]
+    ]
     bar = 1.4 * float(np.median(reference)) + 0.01
     rng = np.random.default_rng(seed)
-    total, failed = len(todo), set()
-    while todo:
+    tries = dict.fromkeys(todo, 0)
+    total = len(todo)
+    waiting = set(todo)  # frames worth a try now; a newly placed neighbour gives a frame a second one
+    while waiting:
         known = np.flatnonzero(np.isfinite(poses[:, 0, 0]))
-        gap = {i: int(np.abs(known - i).min()) for i in todo if i not in failed}
-        if not gap:
-            break
-        i = min(gap, key=lambda k: (gap[k], k))
+        i = min(waiting, key=lambda k: (int(np.abs(known - k).min()), k))
+        waiting.discard(i)
+        tries[i] += 1
         pose, e = _fit(field, obs, i, _starts(poses, known, i, starts, field.center, rng), iterations, rays, seed)
         if e < bar:
             poses[i], error[i] = pose, e
-            todo.remove(i)
-            failed.clear() if gap[i] == 1 else None  # a new neighbour may help those that failed before
-            if len(known) > 2 * len(poses):
-                break
-        else:
-            failed.add(i)
+            waiting |= {k for k in (i - 1, i + 1) if tries.get(k) == 1 and not np.isfinite(error[k])}
         if progress:
-            progress(1 - len(todo) / total, f"registering frame {i}")
+            progress(min(sum(tries.values()) / total, 1.0), f"registering frame {i}")
     return poses, error
 
 
 def _starts(poses: np.ndarray, known: np.ndarray, i: int, count: int, center: np.ndarray, rng) -> np.ndarray:
-    """(N,4,4) hypotheses: the two nearest placed frames' poses, constant velocity from each side, and random turns of these."""
+    """(N,4,4) hypotheses: the nearest placed frames' poses, constant velocity from each side, and random turns of these."""
     before, after = known[known < i][-2:], known[known > i][:2]
     out = [poses[before[-1]]] if len(before) else []
     out += [poses[after[0]]] if len(after) else []
@@ -79,7 +77,9 @@ def _starts(poses: np.ndarray, known: np.ndarray, i: int, count: int, center: np
     return np.stack(out)
 
 
-def _fit(field: ObjectField, obs: Observations, i: int, starts: np.ndarray, iterations: int, rays: int, seed: int) -> tuple[np.ndarray, float]:
+def _fit(
+    field: ObjectField, obs: Observations, i: int, starts: np.ndarray, iterations: int, rays: int, seed: int
+) -> tuple[np.ndarray, float]:
     """Best of several starts for one frame, and its error."""
     _, direction, color, mask, limit = _rays(obs, np.array([i]))
     generator = torch.Generator().manual_seed(seed + i)
