@@ -107,7 +107,7 @@ def test_fairing_closes_a_dent_and_leaves_what_was_seen():
     out = np.linalg.norm(flat.vertices[:, :2], axis=1)
     dented = flat.vertices.copy()
     dented[out < 0.02, 2] -= 0.01
-    for rings, moved in ((0, 0.02), (2, 0.031)):
+    for rings, moved in ((0, 0.02), (2, 0.035)):
         faired = fair_hidden(replace(flat, vertices=dented, observed=out >= 0.02), rings=rings).vertices
         assert (faired[out > moved] == dented[out > moved]).all()
         assert np.abs(faired[:, 2]).max() < 0.001 and np.abs(faired - flat.vertices)[out < 0.02].max() < 0.002

@@ -89,9 +89,20 @@ def test_tracks_that_cannot_be_used_are_told(tmp_path, clip):
 def test_two_hands_agree_on_one_scale():
     report = Progress()
     sure, unsure = SimpleNamespace(scale=0.2, scale_std=0.02), SimpleNamespace(scale=0.3, scale_std=0.2)
-    assert _common_scale({"right": sure}, report) == pytest.approx(0.2) and not report.notes
-    assert 0.2 < _common_scale({"right": sure, "left": unsure}, report) < 0.202
-    assert len(report.notes) == 1 and "50 %" in report.notes[0]
+    assert _common_scale({"right": sure}, poses(), report) == pytest.approx(0.2) and not report.notes
+    assert 0.2 < _common_scale({"right": sure, "left": unsure}, poses(), report) < 0.202
+    assert len(report.notes) == 1 and "50 %" in report.notes[0] and not report.reasons
+
+
+def test_without_a_hand_that_tells_the_size_is_a_guess_and_said_to_be(clip):
+    joints = np.full((COUNT, 21, 3), np.nan)
+    joints[2:, :, 2] = 0.4
+    lost = SimpleNamespace(scale=1.0, scale_std=np.inf, joints=joints, confidence=(np.arange(COUNT) > 1) * 0.5)
+    report = Progress()
+    assert _common_scale({"right": lost}, poses([1]), report) == pytest.approx(0.8)  # the object is 0.5 units away
+    assert len(report.reasons) == 1 and "size is a guess" in report.reasons[0]
+    sure = SimpleNamespace(scale=0.2, scale_std=0.02)
+    assert _common_scale({"right": lost, "left": sure}, poses(), Progress()) == pytest.approx(0.2)
 
 
 def test_a_hand_body_is_the_model(clip):

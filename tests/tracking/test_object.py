@@ -9,10 +9,20 @@ import torch
 from handhold.geometry.rigid import so3_exp
 from handhold.shapes.sdf import surface
 from handhold.tracking.object import Observations, Stage, object_extent, refine_object, shading
-from solids import HEIGHT, WIDTH, K, around, box_depth, colored, pattern, sphere_depth
+from handhold.tracking.register import register_missing
+from solids import HEIGHT, WIDTH, K, around, box_depth, colored, looking, pattern, sphere_depth
 
 HALF = np.array([0.03, 0.042, 0.022])
 QUICK = (Stage(28, 80, (2.5, 1.0), 1.0),)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors this small are slower on several."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def seen_box(poses: np.ndarray) -> Observations:
@@ -103,6 +113,25 @@ def test_known_poses_stay_and_the_seed_decides():
     a, b = (refine_object(obs, poses, np.ones(10), QUICK, rays=512, refine_poses=False, seed=3) for _ in range(2))
     assert np.allclose(a.cam_from_object, poses, atol=1e-5)
     assert torch.equal(a.grid.data, b.grid.data)
+
+
+@pytest.mark.slow
+def test_missing_frames_are_registered_to_the_model_of_the_others():
+    """Along an arc of 12 degrees a frame; what does not look like the object is not placed."""
+    turn = np.radians(12) * np.arange(14)
+    true = np.stack([looking(0.25 * np.array([np.cos(a), np.sin(a), 0.3 * np.sin(2 * a)])) for a in turn])
+    obs = seen_box(true)
+    given = true.copy()
+    given[[4, 9]] = np.nan
+    shape = refine_object(obs, given, np.ones(14), QUICK, rays=1024, refine_poses=False)
+    obs.frames[9], obs.inside[9] = 40, False
+    obs.inside[9, 5:16, 5:90] = True  # a bar, whatever it is
+    poses, error = register_missing(shape, obs, given, starts=4, iterations=60, rays=384)
+    off = np.degrees(np.arccos(np.clip((np.trace(poses[4, :3, :3].T @ true[4, :3, :3]) - 1) / 2, -1, 1)))
+    assert off < 5 and np.linalg.norm(poses[4, :3, 3] - true[4, :3, 3]) < 0.01 and np.isfinite(error[4])
+    assert np.isnan(poses[9]).all() and np.isnan(error[9])
+    rest = np.delete(np.arange(14), [4, 9])
+    assert (poses[rest] == given[rest]).all() and np.isnan(error[rest]).all()
 
 
 class Ball:

@@ -121,8 +121,8 @@ def fit_appearance(
     )
     discs = [body, *gloves.values()]
     groups = [
-        {"params": [d.color for d in discs], "lr": 0.05},
-        {"params": [d.opacity for d in discs] + [d.offset for d in discs], "lr": 0.02},
+        {"params": [d.color for d in discs] + [d.opacity for d in discs], "lr": 0.05},
+        {"params": [d.offset for d in discs], "lr": 0.02},
         {"params": [d.size for d in discs] + [d.spin for d in discs], "lr": 0.01},
         {"params": [m.light, *m.gains.values()], "lr": 5e-3},
         {"params": [*poses.rotation.values(), *poses.shift.values()], "lr": pose_lr},

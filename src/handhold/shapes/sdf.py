@@ -42,8 +42,8 @@ def visual_hull(
 
     Per view the 2D distance to the silhouette (object or unknown) is scaled by depth over focal length; over views the
     given weighted quantile is taken instead of the maximum, because poses and masks are not exact. Views that do not
-    tell (the point is hidden, or beyond the frame) are left out; a point that nearly none tells of, or that is hidden in
-    most, is outside. A point nearer than a known occluder that covers its pixel would have been seen, so it is outside.
+    tell (the point is hidden, or beyond the frame) are left out; a point that nearly none tells of, or that is hidden
+    in most, is outside. So is a point in front of a known occluder that covers its pixel: it would have been seen.
     """
     axes = [lo[k] + h * np.arange(resolution) for k in range(3)]
     x = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)

@@ -43,7 +43,7 @@ def export(run: Run, config: Config, report: Progress) -> None:
     report(0.7, "report.html")
     stamps = {name: run.stamp(name) for name in ("prepare", "track", "fit", "evaluate")}
     stamps = {name: stamp for name, stamp in stamps.items() if stamp is not None}
-    notes = tuple(dict.fromkeys(n for s in stamps.values() for n in s.notes))
+    notes = tuple(dict.fromkeys([*(n for s in stamps.values() for n in s.notes), *report.notes]))
     partial = tuple(dict.fromkeys(r for s in stamps.values() for r in s.reasons))
     timings = {name: stamp.seconds for name, stamp in stamps.items()}
     metrics = load_metrics(run).get("metrics", {})

@@ -23,6 +23,8 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     """Fit the object's surface (SDF grid), both bodies' Gaussians, and the poses; write the scene."""
     from ..methods.rigid import fit_rigid
 
+    if config.device != "cpu":
+        report.note(f"device {config.device} was asked for, but this method's kernels run on the CPU.")
     sequence = load_prepared(run)
     tracks = load_tracks(run, sequence)
     if not tracks.hands and not np.isfinite(tracks.cam_from_object[:, 0, 0]).any():

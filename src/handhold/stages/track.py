@@ -84,7 +84,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
                     object_masks=np.any([sequence.masks["object"], *others], axis=0), mediapipe=given,
                     scale_prior=(scale, 0.01) if again else None,
                 )  # fmt: skip
-            scale = _common_scale(hands, report)
+            scale = _common_scale(hands, sfm.cam_from_object, report)
             if len(hands) == 1:
                 break  # two hands must agree on the object's size; one hand alone does
     poses = sfm.cam_from_object.copy()
@@ -115,10 +115,19 @@ def track(run: Run, config: Config, report: Progress) -> None:
     report(1.0, registered=registered)
 
 
-def _common_scale(hands, report: Progress) -> float:
-    """Metres per unit of the object's frame: the hands' own estimates, weighted by how sure each is."""
+def _common_scale(hands, cam_from_object: np.ndarray, report: Progress) -> float:
+    """Metres per unit of the object's frame: the hands' own estimates, weighted by how sure each is.
+
+    When no hand tells (none was seen in enough frames where the object's pose is known) the object is put as far away
+    as the hands are, and the result is marked partial.
+    """
     logs = np.array([np.log(h.scale) for h in hands.values()])
     weights = np.array([1.0 / max(h.scale_std, 0.01) ** 2 for h in hands.values()])
+    if not weights.sum() > 0:
+        report.partial("The object's size is a guess: no hand was seen well enough while the object's pose was known.")
+        wrists = [h.joints[h.confidence > 0, 0, 2] for h in hands.values()]
+        distance = float(np.nanmedian(np.concatenate([*wrists, np.zeros(0)]))) if any(map(len, wrists)) else 0.5
+        return distance / float(np.nanmedian(cam_from_object[:, 2, 3]))
     if len(logs) == 2 and abs(logs[0] - logs[1]) > 0.25:
         report.note(
             f"the two hands disagree on the object's scale by {100 * (np.exp(abs(logs[0] - logs[1])) - 1):.0f} %"

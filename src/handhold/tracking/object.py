@@ -1,9 +1,9 @@
 """Object shape and pose together: a signed-distance grid rendered against the frames, the frames' poses refined along.
 
-Rendering is NeuS (Wang et al., NeurIPS 2021, eq. 13) in a marched band. Pixels of hands and of anything else that may hide
-the object are unknown: they neither fill nor carve. The pose step is small by default: a grid coarser than the object's
-print blurs it, and a large step then bends good poses by two to three degrees (measured on the demo clip from true poses).
-Lengths are in the units of the poses given (metres once the grasp has fixed the scale).
+Rendering is NeuS (Wang et al., NeurIPS 2021, eq. 13) in a marched band. Pixels of hands and of anything else that may
+hide the object are unknown: they neither fill nor carve. The pose step is small by default: a grid coarser than the
+object's print blurs it, and a large step then bends good poses by two to three degrees (measured on the demo clip,
+from true poses). Lengths are in the units of the poses given (metres once the grasp has fixed the scale).
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ def object_extent(obs: Observations, poses: np.ndarray, valid: np.ndarray) -> tu
 
 
 def shading(normal: Tensor, light: Tensor) -> Tensor:
-    """Positive factor (N,) at unit normals (N,3): second-order spherical-harmonic irradiance (Ramamoorthi, Hanrahan 2001)."""
+    """Positive factor (N,) at unit normals (N,3).
+
+    Second-order spherical-harmonic irradiance (Ramamoorthi and Hanrahan, 2001).
+    """
     x, y, z = normal.unbind(-1)
     basis = torch.stack([torch.ones_like(x), y, z, x, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y], -1)
     return (1.0 + basis @ light).clamp(0.1, 3.0)

@@ -28,7 +28,7 @@ def register_missing(
     seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fill NaN poses where the frame can be registered: poses (F,4,4), and the error (F,) of newly placed frames, else NaN."""
+    """Fill NaN poses where possible: poses (F,4,4), and the error (F,) of each newly placed frame, else NaN."""
     poses = cam_from_object.copy()
     error = np.full(len(poses), np.nan)
     visible = obs.inside.reshape(len(poses), -1).sum(1) > 150
@@ -60,7 +60,7 @@ def register_missing(
 
 
 def _starts(poses: np.ndarray, known: np.ndarray, i: int, count: int, center: np.ndarray, rng) -> np.ndarray:
-    """(N,4,4) hypotheses: the nearest placed frames' poses, constant velocity from each side, and random turns of these."""
+    """(N,4,4) hypotheses: the nearest placed frames' poses, constant velocity, and random turns of these."""
     before, after = known[known < i][-2:], known[known > i][:2]
     out = [poses[before[-1]]] if len(before) else []
     out += [poses[after[0]]] if len(after) else []
