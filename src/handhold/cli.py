@@ -288,7 +288,8 @@ def _print_summary(summary: dict[str, Any], run: Any) -> None:
     for reason in summary["reasons"]:
         print(f"partial: {reason}")
     seconds = sum(summary["seconds"].values())
-    print(f"{'time':14s} {seconds:.0f} s, at most {summary['peak_mb']} MB")
+    kept = set(summary["stages"]) <= set(summary["kept"])  # then this process has done nothing worth a figure
+    print(f"{'time':14s} {seconds:.0f} s, " + ("kept from before" if kept else f"at most {summary['peak_mb']} MB"))
     report = summary["files"].get("report.html")
     print(f"{'report':14s} {report}" if report else f"{'run folder':14s} {summary['run']}")
 

@@ -64,7 +64,7 @@ class TrackConfig:
 class FitConfig:
     """Shape and appearance, with the poses refined."""
 
-    pose_lr: float = 3e-4
+    pose_lr: float = 1e-4
     """Step of the pose refinement together with the surface, radians; 0 keeps the tracked poses."""
     appearance: bool = True
     """Fit Gaussians (object_splat.ply) after the surface."""

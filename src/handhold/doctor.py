@@ -77,7 +77,9 @@ def _kernels() -> tuple[bool, str]:
 
     state = kernels.info()
     if state["available"]:
-        return True, f"compiled, {state['isa']}, {state['threads']} threads"
+        unused = os.environ.get("HANDHOLD_BACKEND", "").strip().lower() == "torch"
+        told = "; HANDHOLD_BACKEND=torch keeps them from being used, which is many times slower" if unused else ""
+        return True, f"compiled, {state['isa']}, {state['threads']} threads" + told
     return (
         False,
         f"not compiled: {state['why_unavailable']}; everything works, but fitting is many times slower",

@@ -167,9 +167,10 @@ def run(
                 previous = stamp
     except OSError as e:
         if e.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", -1)):
+            where = f"with the {stage_name} stage" if stage_name else "where it stopped"
             raise UnusableInput(
                 f"The disk is full: free some space for {target.root} and give the same command again, "
-                f"which goes on with the {stage_name or 'first'} stage."
+                f"which goes on {where}."
             ) from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise UnusableInput(

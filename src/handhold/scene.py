@@ -208,7 +208,7 @@ def load_npz(path: str | os.PathLike, max_bytes: int = 4 << 30) -> dict[str, np.
     """Read an .npz without pickle; raises `UnusableInput` with one sentence when it cannot be used."""
     path = Path(path)
     if not path.is_file():
-        raise UnusableInput(f"{path} does not exist.")
+        raise UnusableInput(f"{path} is not a file." if path.exists() else f"{path} does not exist.")
     if path.stat().st_size > max_bytes:
         raise UnusableInput(f"{path} is larger than {max_bytes >> 20} MiB, which no handhold file is.")
     try:

@@ -26,6 +26,8 @@ from .appearance import fit_appearance
 
 COARSE = (Stage(48, 250, (2.5, 1.0), 0.5),)
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
+MIN_IOU = 0.5  # of the rendered object with its masks; below, the result is marked partial
+HAND_MARGIN = 0.006  # metres a tracked hand may be off: only deeper inside it is surely no object
 IN_FRONT = 0.004  # metres: a hand this much behind the object's first surface may still be in front of the true one
 THIN_COARSE, THIN_FINE = 0.006, 0.0035  # metres: half the thickness below which leftovers beside a hand are removed
 
@@ -41,13 +43,14 @@ class RigidFit:
     object_reason: np.ndarray  # (F,) str
     hands: dict  # side -> HandTrack
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)  # why the result is only partial
 
 
 def fit_rigid(
     sequence: Sequence,
     tracks,
     seed: int = 0,
-    pose_lr: float = 3e-4,
+    pose_lr: float = 1e-4,
     appearance: bool = True,
     progress: Callable[[float, str], None] | None = None,
 ) -> RigidFit:
@@ -73,11 +76,12 @@ def fit_rigid(
     belief = sequence.mask_confidence.get("object", np.ones(len(sequence)))
     confidence, reason = tracks.confidence.copy(), np.asarray(tracks.reason, dtype="<U80").copy()
     weight = np.clip(confidence * belief, 0.02, 1)
-    solids = [HandSolid.of(v, f, poses) for v, f in hands.values()]
+    solids = [s for v, f in hands.values() if (s := HandSolid.of(v, f, poses, margin=HAND_MARGIN)) is not None]
     options = {"seed": seed, "pose_lr": pose_lr, "refine_poses": pose_lr > 0, "solids": solids}
 
     # 1. A coarse surface from the frames that tracking placed; the frames it could not place are registered to that.
-    coarse = refine_object(obs, poses, weight, COARSE, progress=part(0.0, 0.2), **options)
+    # (Poses stay for now: a coarse grid blurs the print they hang on.)
+    coarse = refine_object(obs, poses, weight, COARSE, progress=part(0.0, 0.2), **options | {"refine_poses": False})
     placed, error = register_missing(
         coarse, obs.scaled(0.5), coarse.cam_from_object, seed=seed, progress=part(0.2, 0.25)
     )
@@ -111,8 +115,13 @@ def fit_rigid(
     if not appearance:
         return RigidFit(mesh, None, poses, confidence, reason, tracked, notes)
     look = fit_appearance(sequence, mesh, poses, weight, hands, seed=seed, progress=part(0.65, 1.0))
+    doubts = []
+    if look.iou < MIN_IOU:
+        doubts.append(
+            f"The object does not explain its masks (IoU {look.iou:.2f}): it may not be one rigid object, or none."
+        )
     notes.append(f"Gaussians: {look.psnr:.1f} dB on held-out frames' foreground, object mask IoU {look.iou:.2f}")
-    return RigidFit(mesh, look.object, look.cam_from_object, confidence, reason, tracked, notes)
+    return RigidFit(mesh, look.object, look.cam_from_object, confidence, reason, tracked, notes, doubts)
 
 
 def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:

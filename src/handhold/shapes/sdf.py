@@ -36,7 +36,7 @@ def visual_hull(
     lo: np.ndarray,
     h: float,
     quantile: float = 0.9,
-    min_share: float = 0.4,
+    min_share: float = 0.3,
 ) -> torch.Tensor:
     """Signed distance (R,R,R) of the silhouettes' common inside, negative inside.
 

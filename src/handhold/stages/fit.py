@@ -39,6 +39,8 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     )
     for note in result.notes:
         report.note(note)
+    for doubt in result.doubts:
+        report.partial(doubt)
     if result.gaussians is not None:
         g = result.gaussians
         save_npz(

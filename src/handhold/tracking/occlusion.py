@@ -21,11 +21,17 @@ class HandSolid:
     points: np.ndarray  # (P,3) on the hand's surface, object frame
     normals: np.ndarray  # (P,3) outward
     frames: int  # how many poses of the hand `points` are taken from
+    margin: float = 0.0  # metres by which the tracked hand may be off: only what is deeper inside it counts
 
     @staticmethod
-    def of(vertices: np.ndarray, faces: np.ndarray, cam_from_object: np.ndarray, poses: int = 6) -> HandSolid:
-        """From the hand's vertices (F,V,3) in the camera frame, at a few frames spread over the clip."""
+    def of(
+        vertices: np.ndarray, faces: np.ndarray, cam_from_object: np.ndarray, poses: int = 6, margin: float = 0.0
+    ) -> HandSolid | None:
+        """From the hand's vertices (F,V,3) in the camera frame, at a few frames spread over the clip; None when no
+        frame has both the hand and the object."""
         known = np.flatnonzero(np.isfinite(cam_from_object[:, 0, 0]) & np.isfinite(vertices).all((1, 2)))
+        if not len(known):
+            return None
         known = known[np.unique(np.linspace(0, len(known) - 1, min(poses, len(known))).astype(int))]
         points, normals = [], []
         for i in known:
@@ -35,17 +41,17 @@ class HandSolid:
             n = vertex_normals(x, faces)
             points.append(np.concatenate([x, centres]))
             normals.append(np.concatenate([n, n[faces].mean(1)]))
-        return HandSolid(np.concatenate(points), np.concatenate(normals), len(known))
+        return HandSolid(np.concatenate(points), np.concatenate(normals), len(known), margin)
 
     def distance(self, x: np.ndarray) -> np.ndarray:
-        """Signed distance (N,) to the hand, negative inside: the median over its poses, so slip does not widen it."""
+        """Signed distance (N,) to the hand, negative inside: shrunk by `margin`; the median over its poses."""
         per = len(self.points) // self.frames
         out = np.empty((self.frames, len(x)), np.float32)
         for k in range(self.frames):
             part = slice(k * per, (k + 1) * per)
             d, i = cKDTree(self.points[part]).query(x, workers=-1)
             out[k] = np.where(np.einsum("ij,ij->i", x - self.points[part][i], self.normals[part][i]) < 0, -d, d)
-        return np.median(out, 0)
+        return np.median(out, 0) + self.margin
 
 
 def raw_depth(sequence: Sequence, hands: dict) -> np.ndarray:
