@@ -9,7 +9,7 @@ from true poses). Lengths are in the units of the poses given (metres once the g
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import cv2
@@ -35,7 +35,6 @@ class ObjectField:
     light: Tensor  # (9,) spherical-harmonic shading in the camera's frame
     center: np.ndarray  # (3,)
     radius: float
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
