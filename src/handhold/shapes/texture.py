@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import torch
 from scipy import sparse
 from scipy.sparse.linalg import splu
 
+from ..geometry import meshes
 from ..geometry.raster import depth_image
 from ..scene import Mesh
 
@@ -73,12 +75,8 @@ def observe(
 
 
 def vertex_normals(v: np.ndarray, f: np.ndarray) -> np.ndarray:
-    """(V,3) unit normals, area weighted."""
-    n = np.cross(v[f[:, 1]] - v[f[:, 0]], v[f[:, 2]] - v[f[:, 0]])
-    out = np.zeros_like(v)
-    for k in range(3):
-        np.add.at(out, f[:, k], n)
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
+    """(V,3) unit normals, area weighted; `geometry.meshes.vertex_normals` for arrays."""
+    return meshes.vertex_normals(torch.from_numpy(v), torch.from_numpy(f.astype(np.int64))).numpy()
 
 
 def graph_laplacian(f: np.ndarray, count: int) -> sparse.csr_matrix:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..geometry.rigid import so3_exp
+from ..geometry.rigid import nearest_rotation, so3_exp
 from .object import ObjectField, Observations, _compose, _object_rays, _rays, _render, _rotate, shading
 
 _SPREAD = 0.25  # radians of the random starts around a neighbour's pose
@@ -116,11 +116,6 @@ def _fit(
     with torch.no_grad():
         final = torch.stack([errors(0.75 * field.grid.h) for _ in range(4)]).mean(0)
         best = int(final.argmin())
-        pose = _compose(base, xi, center, field.radius)[best].double().numpy()
-    pose[:3, :3] = _orthonormal(pose[:3, :3])
-    return pose, float(final[best])
-
-
-def _orthonormal(r: np.ndarray) -> np.ndarray:
-    u, _, vt = np.linalg.svd(r)
-    return u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
+        pose = _compose(base, xi, center, field.radius)[best].double()
+        pose[:3, :3] = nearest_rotation(pose[:3, :3])
+    return pose.numpy(), float(final[best])

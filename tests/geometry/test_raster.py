@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import trimesh
 
-from handhold.render.raster import depth_image
+from handhold.geometry.raster import depth_image
 from solids import HEIGHT, WIDTH, K, around, rays, sphere_depth
 
 
