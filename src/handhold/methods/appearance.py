@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,13 +24,12 @@ from ..geometry.meshes import area, interpolate, sample_surface, vertex_normals
 from ..geometry.rigid import quat_from_matrix, quat_multiply, so3_exp
 from ..losses import l1, ssim
 from ..render.splat import Splatted, splat
-from ..scene import SIDES, Mesh, Sequence
+from ..scene import Mesh, Sequence
 from ..shapes.gaussians import Gaussians, concatenate
-from ..tracking.object import beside, shading
+from ..tracking.object import shading
+from .crops import View, crops, median_color
 
 OBJECT = 0  # body id; hands follow in the order of `hands`
-HELD_OUT = 8  # every so many frames, one teaches no colour
-LONGER_SIDE = 192  # pixels of the crops that are rendered
 _THIN = 0.1  # thickness of a disc over the spacing of discs
 _OPACITY = 0.95  # at the start, as a logit:
 _LOGIT = float(np.log(_OPACITY / (1 - _OPACITY)))
@@ -105,12 +103,12 @@ def fit_appearance(
     Raises ValueError when no frame has both a pose and a mask.
     """
     say = progress or (lambda share, what: None)
-    views = _views(sequence, np.nan_to_num(object_weight), cam_from_object, {s: v for s, (v, _) in hands.items()})
+    views = crops(sequence, np.nan_to_num(object_weight), cam_from_object, {s: v for s, (v, _) in hands.items()})
     if not any(v.has_object for v in views):
         raise ValueError("no frame has both an object pose and an object mask")
     generator = torch.Generator().manual_seed(seed)
     body = _object_surfels(mesh, count, generator)
-    gloves = {s: _HandSurfels(v, f, hand_count, _skin(sequence, s), generator) for s, (v, f) in hands.items()}
+    gloves = {s: _HandSurfels(v, f, hand_count, median_color(sequence, s), generator) for s, (v, f) in hands.items()}
     poses = _Poses(cam_from_object, body, views)
     m = _Model(
         body,
@@ -130,7 +128,7 @@ def fit_appearance(
     opt = torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True)  # what has no gradient is left alone
     full_lr = [g["lr"] for g in groups]
     total = min(14 * len(views), 900) if iterations is None else iterations
-    order: list[_View] = []
+    order: list[View] = []
     for k in range(total):
         if not order:
             order = [views[i] for i in torch.randperm(len(views), generator=generator)]
@@ -220,7 +218,7 @@ class _HandSurfels(_Surfels):
 class _Poses:
     """Small motions of each frame's object about its centre: base @ (rotation, then shift times radius)."""
 
-    def __init__(self, cam_from_object: np.ndarray, body: _ObjectSurfels, views: list[_View]):
+    def __init__(self, cam_from_object: np.ndarray, body: _ObjectSurfels, views: list[View]):
         self.start = cam_from_object
         self.frames = [v.frame for v in views if v.has_object]
         self.base = {i: torch.from_numpy(cam_from_object[i]).float() for i in self.frames}
@@ -325,84 +323,10 @@ def _on_triangles(v: Tensor, faces: np.ndarray, face: Tensor, bary: Tensor) -> t
     return (corner * bary[..., None]).sum(1), rot, quat_from_matrix(rot)
 
 
-# --- what is looked at
-
-
-@dataclass(frozen=True)
-class _View:
-    """One frame's crop around the bodies, and what its pixels say."""
-
-    frame: int
-    image: Tensor  # (h,w,3)
-    label: Tensor  # (h,w,B) 1 where the pixel is surely that body's, object first
-    target: Tensor  # (h,w) share of the pixel that is the object
-    known: Tensor  # (h,w) 1 where `target` is to be believed
-    empty: Tensor  # (h,w) 1 where there is surely no body
-    K: Tensor  # (3,3) of the crop
-    weight: float
-    has_object: bool
-    held_out: bool
-
-
-def _views(sequence: Sequence, weight: np.ndarray, poses: np.ndarray, hands: dict[str, np.ndarray]) -> list[_View]:
-    """Every frame with a posed body, in order. hands: side -> vertices (F,V,3)."""
-    views, sides = [], list(hands)
-    blank = np.zeros(sequence.frames.shape[:3], bool)
-    masks = {k: sequence.masks.get(k, blank) for k in ("object", *SIDES, "other")}
-    for i in range(len(sequence)):
-        posed = bool(np.isfinite(poses[i]).all() and weight[i] > 0.02 and masks["object"][i].sum() > 50)
-        if posed or any(np.isfinite(hands[s][i]).all() for s in sides):
-            view = _view(sequence.frames[i], {k: m[i] for k, m in masks.items()}, sides, sequence.K)
-            if view is not None:
-                views.append(_View(i, *view, float(np.clip(weight[i], 0.1, 1)), posed, i % HELD_OUT == HELD_OUT // 2))
-    return views
-
-
-def _view(image: np.ndarray, masks: dict[str, np.ndarray], sides: list[str], K: np.ndarray):
-    inside = masks["object"]
-    any_hand = masks["right"] | masks["left"]
-    hidden = any_hand | masks["other"]
-    rows, columns = np.nonzero((inside | any_hand).any(1))[0], np.nonzero((inside | any_hand).any(0))[0]
-    if len(rows) < 4 or len(columns) < 4:
-        return None
-    h, w = inside.shape
-    margin = round(0.08 * max(rows[-1] - rows[0], columns[-1] - columns[0])) + 2
-    y0, y1 = max(rows[0] - margin, 0), min(rows[-1] + 1 + margin, h)
-    x0, x1 = max(columns[0] - margin, 0), min(columns[-1] + 1 + margin, w)
-    s = min(1.0, LONGER_SIDE / max(y1 - y0, x1 - x0))
-    size = (max(round((x1 - x0) * s), 1), max(round((y1 - y0) * s), 1))
-
-    def share(m: np.ndarray) -> Tensor:
-        return torch.from_numpy(cv2.resize(m[y0:y1, x0:x1].astype(np.float32), size, interpolation=cv2.INTER_AREA))
-
-    # labels are a few pixels off where one body meets another
-    near_hidden, near_object = beside(hidden), beside(inside)
-    clear = inside & ~hidden & ~near_hidden
-    labels = [clear, *(masks[k] & ~inside & ~masks["other"] & ~near_object for k in sides)]
-    label = torch.stack([(share(m) > 0.9).float() for m in labels], -1)
-    nothing = share(~(inside | hidden | near_hidden))
-    known = ((nothing + share(clear)) > 0.99).float()
-    scale = np.array([size[0] / (x1 - x0), size[1] / (y1 - y0)])
-    crop = np.array([[scale[0], 0, -scale[0] * x0], [0, scale[1], -scale[1] * y0], [0, 0, 1]]) @ K
-    picture = cv2.resize(np.ascontiguousarray(image[y0:y1, x0:x1]), size, interpolation=cv2.INTER_AREA)
-    empty = (share(~(inside | hidden)) > 0.99).float()
-    image = torch.from_numpy(picture).float() / 255
-    return image, label, share(clear) * known, known, empty, torch.from_numpy(crop).float()
-
-
-def _skin(sequence: Sequence, side: str) -> Tensor:
-    """(3,) median colour of a hand's mask."""
-    mask = sequence.masks.get(side)
-    if mask is None or not mask.any():
-        return torch.full((3,), 0.5)
-    i = np.flatnonzero(mask.any((1, 2)))[:: max(1, len(mask) // 8)]
-    return torch.from_numpy(np.median(sequence.frames[i][mask[i]], axis=0) / 255.0).float()
-
-
 # --- rendering
 
 
-def _render(view: _View, m: _Model, gain: Tensor, learn: bool, move: bool) -> Splatted:
+def _render(view: View, m: _Model, gain: Tensor, learn: bool, move: bool) -> Splatted:
     """All bodies of a frame, lit, in one pass. Gradients: of the pose with `move`, of all else with `learn`."""
     free = (lambda x: x) if learn else (lambda x: x.detach())
     parts = []
@@ -432,7 +356,7 @@ def _render(view: _View, m: _Model, gain: Tensor, learn: bool, move: bool) -> Sp
     return splat(g.means, g.quats, g.scales, g.opacities, g.colors, *camera, ids=g.ids, n_ids=1 + len(m.gloves))
 
 
-def _image_loss(view: _View, out: Splatted) -> Tensor:
+def _image_loss(view: View, out: Splatted) -> Tensor:
     """Colour where the picture and the rendering agree on whose pixel it is, alpha where the masks know it."""
     color, shares = out.color[0], out.ids[0]
     mine = (view.label * shares.detach()).sum(-1, keepdim=True)
@@ -452,7 +376,7 @@ def _image_loss(view: _View, out: Splatted) -> Tensor:
     return loss
 
 
-def _finish(views: list[_View], m: _Model, n: int) -> Appearance:
+def _finish(views: list[View], m: _Model, n: int) -> Appearance:
     """Measure, fold the mean light into the colours, and hand the bodies over as plain Gaussians."""
     body, at = m.body, [v.frame for v in views if not v.held_out]
     log_gain = np.zeros((n, 3))
