@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from handhold import kernels
-from handhold.render.splat import splat
+from handhold.render import splat
 
 compiled = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kernels: {kernels.why_unavailable()}")
 BACKENDS = [pytest.param("cpu", marks=compiled), "torch"]
