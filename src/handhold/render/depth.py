@@ -12,6 +12,7 @@ def points_from_depth(depth: Tensor, viewmats: Tensor, Ks: Tensor) -> Tensor:
     viewmats (C,4,4) camera-from-world; Ks (C,3,3) pixels, without skew.
     """
     C, H, W, _ = depth.shape
+    viewmats, Ks = viewmats.to(depth), Ks.to(depth)
     like = {"dtype": depth.dtype, "device": depth.device}
     x, y = torch.arange(W, **like) + 0.5, torch.arange(H, **like) + 0.5
     fx, fy, cx, cy = (Ks[:, i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
