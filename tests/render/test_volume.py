@@ -1,0 +1,377 @@
+"""Laws of volume rendering; the numbers are those of Laplace media worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck
+
+from handhold.render import samplers, volume
+from handhold.render.samplers import Bounds, Samples
+from handhold.render.volume import Along, Body, Matter, composite, evaluate, render_rays
+from sdfs import box, coloured, rays, sphere
+
+RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9)
+
+
+def along_z(n: int, dtype=torch.float64):
+    o = torch.zeros(n, 3, dtype=dtype)
+    return o, torch.tensor([0.0, 0.0, 1.0], dtype=dtype).expand(n, 3).clone()
+
+
+def even(lo: float, hi: float, n: int):
+    return lambda o, d: samplers.stratified(Bounds(torch.full_like(o[:, 0], lo), torch.full_like(o[:, 0], hi)), n)
+
+
+def medium(sigma: float, color, sample) -> Body:
+    return volume.density_body(lambda x, d: (torch.full_like(x[:, 0], sigma), x.new_tensor(color).expand_as(x)), sample)
+
+
+def wall(x, at: float = 1.0):
+    return at - x[:, 2]
+
+
+# ------------------------------------------------------------------------------------------------------ densities
+
+
+def test_laplace_density_has_its_golden_values():
+    beta = 0.02
+    s = torch.tensor([0.0, beta, -beta, 1e4 * beta, -1e4 * beta])
+    want = torch.tensor([0.5, 0.183940, 0.816060, 0.0, 1.0]) / beta
+    torch.testing.assert_close(volume.laplace_density(s, beta), want, rtol=1e-5, atol=1e-7)
+    line = volume.laplace_density(torch.linspace(-0.3, 0.3, 1001), beta)
+    assert (line[1:] <= line[:-1]).all()
+
+
+def test_laplace_density_and_its_gradients_are_finite_in_float32():
+    s = torch.tensor([0.0, 1.0, -1.0, 1e-8, -1e-8], requires_grad=True)
+    density = volume.LaplaceDensity(1e-4, least=1e-5)
+    out = density(s)
+    g = torch.autograd.grad(out.sum(), [s, density.raw])
+    assert out.isfinite().all() and all(x.isfinite().all() for x in g)
+    assert g[0][0] < 0  # on the surface too
+
+
+def test_laplace_density_gradcheck():
+    s = torch.tensor([0.0, 0.03, -0.05, 0.4], dtype=torch.float64, requires_grad=True)
+    beta = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(volume.laplace_density, (s, beta))
+
+
+def test_neus_alpha_is_the_papers_quotient_and_telescopes():
+    f = torch.tensor([0.3, 0.1, -0.05, -0.2, -0.1, 0.2], dtype=torch.float64)
+    s = 20.0
+    phi = torch.sigmoid(s * f)
+    want = ((phi[:-1] - phi[1:]) / phi[:-1]).clamp(min=0)
+    torch.testing.assert_close(volume.neus_alpha(f[:-1], f[1:], s), want)
+    tau = volume.neus_optical_depth(f[:-1], f[1:], s)
+    torch.testing.assert_close(tau[:3].sum(), volume.neus_optical_depth(f[0], f[3], s))  # however it is cut
+    assert (tau[3:] == 0).all()  # on the way out
+
+
+def test_neus_alpha_is_safe_in_float32_and_gradchecks():
+    far = torch.tensor([100.0, -100.0, 1.0], requires_grad=True)
+    out = volume.neus_alpha(far, far - 0.01, 1e3)
+    assert out.isfinite().all() and torch.autograd.grad(out.sum(), far)[0].isfinite().all()
+    start = torch.tensor([0.1, 0.3, -0.1, 0.0], dtype=torch.float64, requires_grad=True)
+    end = torch.tensor([0.05, -0.2, -0.3, 0.2], dtype=torch.float64, requires_grad=True)
+    s = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
+    assert gradcheck(volume.neus_alpha, (start, end, s))
+
+
+# ----------------------------------------------------------------------------------------------------- quadrature
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 1e3])
+def test_weights_and_what_is_left_sum_to_one(scale):
+    tau = scale * torch.rand(200, 64, 3, generator=torch.Generator().manual_seed(0)) ** 4
+    w = volume.weights(tau)
+    left = volume.transmittance(tau.sum(-1))[:, -1]
+    assert (w >= 0).all()
+    torch.testing.assert_close(w.sum((1, 2)) + left, torch.ones(200), rtol=0, atol=1e-6)
+
+
+def test_weights_gradcheck_in_empty_and_full_space():
+    tau = torch.rand(2, 5, 2, dtype=torch.float64) * 2
+    tau[0, :2], tau[1, 1, 0], tau[1, 3] = 0, 0, 1e-3
+    assert gradcheck(volume.weights, tau.requires_grad_())
+
+
+def test_a_laplace_wall_is_seen_where_it_should_be():
+    beta = 0.01
+    o, d = along_z(1)
+    body = volume.sdf_body(
+        coloured(wall, RED), lambda s: volume.laplace_density(s, beta), even(1 - 40 * beta, 1 + 40 * beta, 20001)
+    )
+    seen = evaluate(o, d, [body])
+
+    def passed_at_wall(seen):
+        at = int((seen.t[0] - 1).abs().argmin())
+        return volume.transmittance(seen.tau.sum(-1))[0, at].item()
+
+    assert passed_at_wall(seen) == pytest.approx(math.exp(-0.5), abs=0.002)
+    picture = composite(seen)
+    assert picture.depth.item() - 1 == pytest.approx(0.343 * beta, rel=0.05)
+    assert picture.median_depth.item() - 1 == pytest.approx(0.336 * beta, rel=0.05)
+    mid, w = 0.5 * (seen.t[:, 1:] + seen.t[:, :-1]), volume.weights(seen.tau)[..., 0]
+    assert ((w * (mid - picture.depth) ** 2).sum().sqrt() / beta).item() == pytest.approx(1.61, abs=0.02)
+    torch.testing.assert_close(picture.normal, torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64))
+
+    both = evaluate(o, d, [body, body])
+    assert passed_at_wall(both) == pytest.approx(math.exp(-1), abs=0.002)
+    picture = composite(both)
+    assert picture.depth.item() - 1 == pytest.approx(-0.532 * beta, rel=0.05)
+    torch.testing.assert_close(picture.shares, picture.opacity[:, None].expand(-1, 2) / 2)
+
+
+def test_a_neus_wall_is_seen_without_offset():
+    o, d = along_z(1)
+    body = volume.neus_body(coloured(wall, RED), 200.0, even(0.5, 1.5, 201))
+    picture = render_rays(o, d, [body])
+    assert picture.median_depth.item() == pytest.approx(1.0, abs=1e-6)
+    assert picture.depth.item() == pytest.approx(1.0, abs=1e-4)
+    # 20 samples across a hundred widths: still opaque, and the half is where it was.
+    coarse = render_rays(o, d, [volume.neus_body(coloured(wall, RED), 200.0, even(0.5, 1.5, 21))])
+    torch.testing.assert_close(coarse.opacity, picture.opacity)
+
+
+def test_colour_converges_with_the_spacing():
+    o, d = along_z(1)
+
+    def render(n):
+        def field(x, d):
+            return 3 + 2 * torch.sin(5 * x[:, 2]), (0.5 + 0.4 * torch.cos(7 * x[:, 2:])).expand_as(x)
+
+        return render_rays(o, d, [volume.density_body(field, even(0.0, 2.0, n + 1))]).rgb[0, 0].item()
+
+    truth = render(8192)
+    errors = [abs(render(n) - truth) for n in (32, 64, 128)]
+    assert errors[0] < 2e-3
+    assert errors[1] < 0.6 * errors[0] and errors[2] < 0.6 * errors[1]
+
+
+def test_98_samples_see_what_20000_see():
+    beta = 0.02
+    o, d = along_z(40)
+    o[:, 0] = torch.linspace(-0.3, 0.3, 40, dtype=torch.float64)
+    o[:, 2] = -2
+    density = volume.LaplaceDensity(beta)
+    few = volume.sdf_body(
+        coloured(sphere, RED),
+        density,
+        lambda o, d: samplers.error_bounded(sphere, o, d, samplers.sphere_bounds(o, d, 2.0), beta),
+    )
+    many = volume.sdf_body(coloured(sphere, RED), density, even(1.0, 3.0, 20001))
+    with torch.no_grad():
+        a, b = render_rays(o, d, [few]), render_rays(o, d, [many], chunk=10)
+    assert (a.depth - b.depth).abs().max() < 0.3 * beta
+    assert (a.median_depth - b.median_depth).abs().max() < 0.3 * beta
+
+
+def test_median_depth_is_exact_in_a_constant_medium_and_has_a_gradient():
+    o, d = along_z(1)
+    sigma = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    body = Body(lambda x, d, length: Matter(sigma * length, torch.zeros_like(x)), even(0.0, 1.0, 4))
+    out = render_rays(o, d, [body]).median_depth
+    assert out.item() == pytest.approx(math.log(2) / 2)
+    assert torch.autograd.grad(out, sigma)[0].item() == pytest.approx(-math.log(2) / 4)
+    assert render_rays(o, d, [medium(0.1, RED, even(0.0, 1.0, 4))]).median_depth.item() == 0
+
+
+# --------------------------------------------------------------------------------------------------- joint medium
+
+
+def test_two_unit_media_pass_exp_minus_two():
+    o, d = along_z(1)
+    g = torch.Generator().manual_seed(3)
+    bounds = Bounds(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+
+    def body(color):
+        own = samplers.stratified(bounds, 64, jitter=True, generator=g)
+        return medium(1.0, color, lambda o, d: own), own.t
+
+    (a, ta), (b, tb) = body(RED), body(BLUE)
+    picture = render_rays(o, d, [a, b])
+    assert 1 - picture.opacity.item() == pytest.approx(math.exp(-2), rel=1e-6)
+    # Merged samples that keep their own density but take the merged list's intervals lose half of the matter.
+    t = torch.cat([ta, tb], -1).sort(-1).values
+    wrong = torch.exp(-(t[:, 1:] - t[:, :-1]).sum())
+    assert wrong.item() == pytest.approx(0.370, abs=0.004)
+
+
+def test_composite_is_the_joint_medium():
+    g = torch.Generator().manual_seed(0)
+    t = torch.rand(20, 41, generator=g).sort(-1).values
+    sigma = 5 * torch.rand(20, 40, 2, generator=g)
+    rgb = torch.rand(20, 40, 2, 3, generator=g)
+    length = t[:, 1:] - t[:, :-1]
+    joint = composite(Along(t, sigma * length[..., None], rgb), torch.ones(3))
+    total = sigma.sum(-1)
+    mixed = (sigma[..., None] * rgb).sum(2) / total[..., None]
+    alpha = 1 - torch.exp(-total * length)
+    passed = torch.cumprod(torch.cat([torch.ones(20, 1), 1 - alpha], -1), -1)
+    want = ((passed[:, :-1] * alpha)[..., None] * mixed).sum(1) + passed[:, -1:]
+    torch.testing.assert_close(joint.rgb, want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(joint.shares.sum(-1), joint.opacity, rtol=0, atol=1e-6)
+    alone = composite(Along(t, (sigma * length[..., None])[..., 1:], rgb[..., 1:, :]))
+    torch.testing.assert_close(joint.alone[:, 1], alone.opacity, rtol=0, atol=1e-6)
+
+
+def two_bodies(beta: float = 0.01):
+    def shell(sdf, radius, centre):
+        return lambda o, d: samplers.error_bounded(
+            sdf, o, d, samplers.sphere_bounds(o, d, radius, torch.tensor(centre, dtype=o.dtype)), beta
+        )
+
+    density = lambda s: volume.laplace_density(s, beta)  # noqa: E731
+    return [
+        volume.sdf_body(coloured(sphere, RED), density, shell(sphere, 0.6, (0.0, 0.0, 0.0))),
+        volume.neus_body(coloured(box, BLUE), 1 / beta, shell(box, 0.7, (0.5, 0.1, 0.0))),
+    ]
+
+
+def test_order_of_bodies_and_empty_bodies_change_nothing():
+    o, d = rays(300)
+    a, b = two_bodies()
+    background = torch.tensor([0.2, 0.7, 0.3])
+    empty = medium(0.0, (5.0, 5.0, 5.0), even(0.5, 4.0, 33))
+    missed = medium(1.0, RED, lambda o, d: samplers.stratified(samplers.sphere_bounds(o, d, 1.0, 50.0), 9))
+    with torch.no_grad():
+        ab, ba = render_rays(o, d, [a, b], background), render_rays(o, d, [b, a], background)
+        torch.testing.assert_close(ab.rgb, ba.rgb, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ab.shares, ba.shares.flip(-1), rtol=0, atol=1e-6)
+        more = render_rays(o, d, [a, missed, b], background)
+        torch.testing.assert_close(more.rgb, ab.rgb, rtol=0, atol=1e-6)
+        assert (more.shares[:, 1] == 0).all()
+        # The empty body's samples cut intervals, so what is compared is the same cut with and without it.
+        cut = Body(lambda x, d, n: Matter(0 * n, x), empty.sample)
+        torch.testing.assert_close(
+            render_rays(o, d, [a, b, empty], background).rgb,
+            render_rays(o, d, [a, b, cut], background).rgb,
+            rtol=0,
+            atol=1e-6,
+        )
+    assert 0.2 < (ab.opacity > 0.5).float().mean() < 0.95
+
+
+def test_a_body_is_not_asked_outside_its_own_samples():
+    o, d = rays(50)
+    far = []
+
+    def field(x, d):
+        far.append(x.norm(dim=-1).max().item())
+        return torch.ones_like(x[:, 0]), torch.ones_like(x)
+
+    ball = volume.density_body(field, lambda o, d: samplers.stratified(samplers.sphere_bounds(o, d, 0.5), 17))
+    seen = evaluate(o, d, [ball, medium(1.0, RED, even(0.0, 6.0, 40))])
+    assert max(far) <= 0.5
+    mid = 0.5 * (seen.t[:, 1:] + seen.t[:, :-1])
+    outside = (o[:, None] + mid[..., None] * d[:, None]).norm(dim=-1) > 0.5
+    assert (seen.tau[..., 0][outside] == 0).all()
+
+
+def test_bodies_of_both_densities_have_gradients():
+    o, d = rays(3, dtype=torch.float64, spread=0.2)
+    o.requires_grad_()
+    beta = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    s = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
+
+    def render(o, beta, s):
+        fixed = [even(1.5, 3.5, 9), even(1.7, 3.4, 8)]
+        a = volume.sdf_body(coloured(sphere, RED), lambda f: volume.laplace_density(f, beta), fixed[0])
+        b = volume.neus_body(coloured(box, BLUE), s, fixed[1])
+        out = render_rays(o, d, [a, b], torch.ones(3, dtype=torch.float64))
+        return out.rgb, out.depth, out.shares, out.alone
+
+    assert gradcheck(render, (o, beta, s))
+
+
+def test_composite_gradcheck():
+    t = torch.linspace(0, 1, 6, dtype=torch.float64).expand(2, 6)
+    tau = torch.rand(2, 5, 2, dtype=torch.float64)
+    tau[0, 2] = 0
+    rgb = torch.rand(2, 5, 2, 3, dtype=torch.float64)
+    normal = torch.randn(2, 5, 2, 3, dtype=torch.float64)
+
+    def f(tau, rgb, normal, background):
+        r = composite(Along(t, tau, rgb, normal), background)
+        return r.rgb, r.opacity, r.depth, r.median_depth, r.normal, r.shares, r.alone
+
+    background = torch.rand(3, dtype=torch.float64)
+    assert gradcheck(f, tuple(x.requires_grad_() for x in (tau, rgb, normal, background)))
+
+
+# ----------------------------------------------------------------------------------------------------- background
+
+
+def test_background_is_exact_behind_nothing_and_hidden_behind_matter():
+    o, d = along_z(2, torch.float32)
+    color = torch.tensor([0.3, 0.123, 0.9])
+    assert (render_rays(o, d, [medium(0.0, RED, even(0.0, 1.0, 9))], color).rgb == color).all()
+    assert (render_rays(o, d, [], color).rgb == color).all()
+    solid = medium(1e4, RED, even(0.0, 1.0, 9))
+    assert (render_rays(o, d, [solid], color).rgb == render_rays(o, d, [solid], 1 - color).rgb).all()
+
+
+def test_inverted_sphere_closes_the_scene():
+    o, d = rays(64, distance=0.5, dtype=torch.float64)
+    radii = []
+
+    def field(q, d):
+        radii.append(q)
+        torch.testing.assert_close(q[:, :3].norm(dim=-1), torch.ones_like(q[:, 3]))
+        return 3 * torch.ones_like(q[:, 3]), (0.5 + 0.5 * q[:, :3])
+
+    background = volume.inverted_sphere(field, 3.0, 64)
+    assert (radii == []) and background(o, d).isfinite().all()
+    s = radii[0][:, 3].reshape(64, 64)
+    assert (s[:, 1:] < s[:, :-1]).all() and s.max() < 1 and s.min() > 0
+    white = volume.inverted_sphere(lambda q, d: (q[:, 3], torch.ones_like(q[:, :3])), 3.0)
+    torch.testing.assert_close(white(o, d), torch.ones(64, 3, dtype=torch.float64))
+    fog = medium(0.3, (0.0, 0.0, 0.0), even(0.0, 2.0, 9))
+    picture = render_rays(o, d, [fog], white, chunk=20)
+    torch.testing.assert_close(picture.rgb, torch.full_like(o, math.exp(-0.6)))
+
+
+# ---------------------------------------------------------------------------------------------------------- usage
+
+
+def test_chunks_change_nothing():
+    o, d = rays(50)
+    with torch.no_grad():
+        a = render_rays(o, d, two_bodies(), o)
+        b = render_rays(o, d, two_bodies(), o, chunk=7)
+    for x, y in zip(vars(a).values(), vars(b).values(), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
+
+
+def test_bad_rays_and_bodies_are_refused():
+    o, d = rays(4)
+    for wrong in ((o[:, :2], d), (o, 2 * d), (o * torch.nan, d), (o, d[:2])):
+        with pytest.raises(ValueError, match="ray"):
+            render_rays(*wrong, two_bodies())
+    flat = Body(lambda x, d, n: Matter(n[:, None], x), even(0.0, 1.0, 4))
+    with pytest.raises(ValueError, match="tau"):
+        render_rays(o, d, [flat])
+    with pytest.raises(ValueError, match="agree"):
+        composite(Along(torch.zeros(1, 3), torch.zeros(1, 3, 1), torch.zeros(1, 3, 1, 3)))
+
+
+def test_no_rays_and_rays_that_miss():
+    o, d = rays(5)
+    bodies = two_bodies()
+    assert render_rays(o[:0], d[:0], bodies).rgb.shape == (0, 3)
+    away = render_rays(o, -d, bodies, torch.ones(3))
+    for x in vars(away).values():
+        assert x.isfinite().all()
+    assert (away.rgb == 1).all() and (away.depth == 0).all()
+
+
+def test_samples_may_be_padded():
+    o, d = along_z(1)
+    plain = render_rays(o, d, [medium(1.0, RED, even(0.0, 1.0, 5))])
+    t = torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]], dtype=torch.float64)
+    padded = Samples(t, t[:, 1:] > t[:, :-1])
+    torch.testing.assert_close(render_rays(o, d, [medium(1.0, RED, lambda o, d: padded)]).rgb, plain.rgb)
