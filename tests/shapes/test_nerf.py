@@ -79,7 +79,7 @@ def test_a_small_scene_is_learned_from_pictures():
     o, d = torch.cat([v[0] for v in views]), torch.cat([v[1] for v in views])
     truth = scene(o, d)
     small = {"width": 48, "depth": 3, "skips": (), "view_bands": 0, "color_width": 24}
-    near = Nerf(bands=4, **small, density_scale=10.0)
+    near = Nerf(bands=4, **small, density_scale=3.0)
     far = Nerf(d_in=4, bands=2, **small)
     adam = torch.optim.Adam([*near.parameters(), *far.parameters()], 5e-3, fused=True)
 
