@@ -9,7 +9,7 @@ import torch
 from torch.autograd import gradcheck
 
 from handhold.render import samplers, volume
-from handhold.render.samplers import Bounds, Samples
+from handhold.render.samplers import Bounds, Rays, Samples
 from handhold.render.volume import Along, Body, Matter, composite, evaluate, render_rays
 from sdfs import box, coloured, rays, sphere
 
@@ -18,15 +18,17 @@ RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9)
 
 def along_z(n: int, dtype=torch.float64):
     o = torch.zeros(n, 3, dtype=dtype)
-    return o, torch.tensor([0.0, 0.0, 1.0], dtype=dtype).expand(n, 3).clone()
+    return Rays(o, torch.tensor([0.0, 0.0, 1.0], dtype=dtype).expand(n, 3).clone())
 
 
 def even(lo: float, hi: float, n: int):
-    return lambda o, d: samplers.stratified(Bounds(torch.full_like(o[:, 0], lo), torch.full_like(o[:, 0], hi)), n)
+    return lambda r: samplers.stratified(Bounds(torch.full_like(r.o[:, 0], lo), torch.full_like(r.o[:, 0], hi)), n)
 
 
 def medium(sigma: float, color, sample) -> Body:
-    return volume.density_body(lambda x, d: (torch.full_like(x[:, 0], sigma), x.new_tensor(color).expand_as(x)), sample)
+    return volume.density_body(
+        lambda p: (torch.full_like(p.length, sigma), p.x.new_tensor(color).expand_as(p.x)), sample
+    )
 
 
 def wall(x, at: float = 1.0):
@@ -101,11 +103,11 @@ def test_weights_gradcheck_in_empty_and_full_space():
 
 def test_a_laplace_wall_is_seen_where_it_should_be():
     beta = 0.01
-    o, d = along_z(1)
+    r = along_z(1)
     body = volume.sdf_body(
         coloured(wall, RED), lambda s: volume.laplace_density(s, beta), even(1 - 40 * beta, 1 + 40 * beta, 20001)
     )
-    seen = evaluate(o, d, [body])
+    seen = evaluate(r, [body])
 
     def passed_at_wall(seen):
         at = int((seen.t[0] - 1).abs().argmin())
@@ -119,7 +121,7 @@ def test_a_laplace_wall_is_seen_where_it_should_be():
     assert ((w * (mid - picture.depth) ** 2).sum().sqrt() / beta).item() == pytest.approx(1.61, abs=0.02)
     torch.testing.assert_close(picture.normal, torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64))
 
-    both = evaluate(o, d, [body, body])
+    both = evaluate(r, [body, body])
     assert passed_at_wall(both) == pytest.approx(math.exp(-1), abs=0.002)
     picture = composite(both)
     assert picture.depth.item() - 1 == pytest.approx(-0.532 * beta, rel=0.05)
@@ -127,24 +129,25 @@ def test_a_laplace_wall_is_seen_where_it_should_be():
 
 
 def test_a_neus_wall_is_seen_without_offset():
-    o, d = along_z(1)
+    r = along_z(1)
     body = volume.neus_body(coloured(wall, RED), 200.0, even(0.5, 1.5, 201))
-    picture = render_rays(o, d, [body])
+    picture = render_rays(r, [body])
     assert picture.median_depth.item() == pytest.approx(1.0, abs=1e-6)
     assert picture.depth.item() == pytest.approx(1.0, abs=1e-4)
     # 20 samples across a hundred widths: still opaque, and the half is where it was.
-    coarse = render_rays(o, d, [volume.neus_body(coloured(wall, RED), 200.0, even(0.5, 1.5, 21))])
+    coarse = render_rays(r, [volume.neus_body(coloured(wall, RED), 200.0, even(0.5, 1.5, 21))])
     torch.testing.assert_close(coarse.opacity, picture.opacity)
 
 
 def test_colour_converges_with_the_spacing():
-    o, d = along_z(1)
+    r = along_z(1)
 
     def render(n):
-        def field(x, d):
+        def field(p):
+            x = p.x
             return 3 + 2 * torch.sin(5 * x[:, 2]), (0.5 + 0.4 * torch.cos(7 * x[:, 2:])).expand_as(x)
 
-        return render_rays(o, d, [volume.density_body(field, even(0.0, 2.0, n + 1))]).rgb[0, 0].item()
+        return render_rays(r, [volume.density_body(field, even(0.0, 2.0, n + 1))]).rgb[0, 0].item()
 
     truth = render(8192)
     errors = [abs(render(n) - truth) for n in (32, 64, 128)]
@@ -154,46 +157,47 @@ def test_colour_converges_with_the_spacing():
 
 def test_98_samples_see_what_20000_see():
     beta = 0.02
-    o, d = along_z(40)
-    o[:, 0] = torch.linspace(-0.3, 0.3, 40, dtype=torch.float64)
-    o[:, 2] = -2
+    r = along_z(40)
+    r.o[:, 0] = torch.linspace(-0.3, 0.3, 40, dtype=torch.float64)
+    r.o[:, 2] = -2
     density = volume.LaplaceDensity(beta)
     few = volume.sdf_body(
         coloured(sphere, RED),
         density,
-        lambda o, d: samplers.error_bounded(sphere, o, d, samplers.sphere_bounds(o, d, 2.0), beta),
+        lambda r: samplers.error_bounded(lambda x, ray: sphere(x), r, samplers.sphere_bounds(r, 2.0), beta),
     )
     many = volume.sdf_body(coloured(sphere, RED), density, even(1.0, 3.0, 20001))
     with torch.no_grad():
-        a, b = render_rays(o, d, [few]), render_rays(o, d, [many], chunk=10)
+        a, b = render_rays(r, [few]), render_rays(r, [many], chunk=10)
     assert (a.depth - b.depth).abs().max() < 0.3 * beta
     assert (a.median_depth - b.median_depth).abs().max() < 0.3 * beta
 
 
 def test_median_depth_is_exact_in_a_constant_medium_and_has_a_gradient():
-    o, d = along_z(1)
+    r = along_z(1)
     sigma = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    body = Body(lambda x, d, length: Matter(sigma * length, torch.zeros_like(x)), even(0.0, 1.0, 4))
-    out = render_rays(o, d, [body]).median_depth
+    body = Body(lambda p: Matter(sigma * p.length, torch.zeros_like(p.x)), even(0.0, 1.0, 4))
+    out = render_rays(r, [body]).median_depth
     assert out.item() == pytest.approx(math.log(2) / 2)
     assert torch.autograd.grad(out, sigma)[0].item() == pytest.approx(-math.log(2) / 4)
-    assert render_rays(o, d, [medium(0.1, RED, even(0.0, 1.0, 4))]).median_depth.item() == 0
+    assert render_rays(r, [medium(0.1, RED, even(0.0, 1.0, 4))]).median_depth.item() == 0
 
 
 # --------------------------------------------------------------------------------------------------- joint medium
 
 
-def test_two_unit_media_pass_exp_minus_two():
-    o, d = along_z(1)
+@pytest.mark.parametrize("shared", [True, False])
+def test_two_unit_media_pass_exp_minus_two(shared):
+    r = along_z(1)
     g = torch.Generator().manual_seed(3)
     bounds = Bounds(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
 
     def body(color):
         own = samplers.stratified(bounds, 64, jitter=True, generator=g)
-        return medium(1.0, color, lambda o, d: own), own.t
+        return medium(1.0, color, lambda r: own), own.t
 
     (a, ta), (b, tb) = body(RED), body(BLUE)
-    picture = render_rays(o, d, [a, b])
+    picture = render_rays(r, [a, b], shared=shared)
     assert 1 - picture.opacity.item() == pytest.approx(math.exp(-2), rel=1e-6)
     # Merged samples that keep their own density but take the merged list's intervals lose half of the matter.
     t = torch.cat([ta, tb], -1).sort(-1).values
@@ -221,8 +225,8 @@ def test_composite_is_the_joint_medium():
 
 def two_bodies(beta: float = 0.01):
     def shell(sdf, radius, centre):
-        return lambda o, d: samplers.error_bounded(
-            sdf, o, d, samplers.sphere_bounds(o, d, radius, torch.tensor(centre, dtype=o.dtype)), beta
+        return lambda r: samplers.error_bounded(
+            lambda x, ray: sdf(x), r, samplers.sphere_bounds(r, radius, torch.tensor(centre, dtype=r.o.dtype)), beta
         )
 
     density = lambda s: volume.laplace_density(s, beta)  # noqa: E731
@@ -233,48 +237,95 @@ def two_bodies(beta: float = 0.01):
 
 
 def test_order_of_bodies_and_empty_bodies_change_nothing():
-    o, d = rays(300)
+    r = rays(300)
     a, b = two_bodies()
     background = torch.tensor([0.2, 0.7, 0.3])
     empty = medium(0.0, (5.0, 5.0, 5.0), even(0.5, 4.0, 33))
-    missed = medium(1.0, RED, lambda o, d: samplers.stratified(samplers.sphere_bounds(o, d, 1.0, 50.0), 9))
+    missed = medium(1.0, RED, lambda r: samplers.stratified(samplers.sphere_bounds(r, 1.0, 50.0), 9))
     with torch.no_grad():
-        ab, ba = render_rays(o, d, [a, b], background), render_rays(o, d, [b, a], background)
+        ab, ba = render_rays(r, [a, b], background), render_rays(r, [b, a], background)
         torch.testing.assert_close(ab.rgb, ba.rgb, rtol=0, atol=1e-6)
         torch.testing.assert_close(ab.shares, ba.shares.flip(-1), rtol=0, atol=1e-6)
-        more = render_rays(o, d, [a, missed, b], background)
+        more = render_rays(r, [a, missed, b], background)
         torch.testing.assert_close(more.rgb, ab.rgb, rtol=0, atol=1e-6)
         assert (more.shares[:, 1] == 0).all()
         # The empty body's samples cut intervals, so what is compared is the same cut with and without it.
-        cut = Body(lambda x, d, n: Matter(0 * n, x), empty.sample)
+        cut = Body(lambda p: Matter(0 * p.length, p.x), empty.sample)
         torch.testing.assert_close(
-            render_rays(o, d, [a, b, empty], background).rgb,
-            render_rays(o, d, [a, b, cut], background).rgb,
+            render_rays(r, [a, b, empty], background).rgb,
+            render_rays(r, [a, b, cut], background).rgb,
             rtol=0,
             atol=1e-6,
         )
     assert 0.2 < (ab.opacity > 0.5).float().mean() < 0.95
 
 
+def test_own_samples_give_the_joint_medium_too():
+    r = rays(100)
+    bodies = two_bodies()
+    dense = [Body(b.matter, even(1.0, 4.0, 3001)) for b in bodies]
+    asked = []
+
+    def counted(b):
+        def matter(p):
+            asked.append(len(p.x))
+            return b.matter(p)
+
+        return Body(matter, b.sample)
+
+    with torch.no_grad():
+        truth = render_rays(r, dense, chunk=20)
+        own = render_rays(r, [counted(b) for b in bodies], shared=False)
+        own_cost, asked = sum(asked), []
+        common = render_rays(r, [counted(b) for b in bodies])
+        empty = medium(0.0, RED, even(0.5, 4.0, 33))
+        more = render_rays(r, [empty, *bodies], shared=False)
+    assert own_cost < 0.7 * sum(asked)  # the bodies' bounds overlap in part
+    for x in (own, common):
+        assert (x.rgb - truth.rgb).abs().mean() < 3e-3
+        assert (x.shares - truth.shares).abs().mean() < 3e-3
+    torch.testing.assert_close(more.rgb, own.rgb, rtol=0, atol=1e-6)
+    torch.testing.assert_close(own.shares.sum(-1), own.opacity, rtol=0, atol=1e-6)
+
+
+def test_frames_reach_samplers_and_fields():
+    r = rays(30)._replace(frame=torch.arange(30) % 3)
+    shift = torch.tensor([[0.0, 0, 0], [0.2, 0, 0], [0, 0.3, 0]])
+
+    def sample(r):
+        inside = samplers.sphere_bounds(r, 1.2)
+        return samplers.error_bounded(lambda x, ray: sphere(x - shift[r.frame[ray]]), r, inside, 0.02)
+
+    def field(p):
+        return coloured(sphere, RED)(p._replace(x=p.x - shift[p.frame]))
+
+    body = volume.sdf_body(field, lambda s: volume.laplace_density(s, 0.02), sample)
+    with torch.no_grad():
+        moving = render_rays(r, [body], chunk=11)
+        for k in range(3):
+            one = Rays(r.o[k::3], r.d[k::3], r.frame[k::3])
+            torch.testing.assert_close(render_rays(one, [body]).depth, moving.depth[k::3], rtol=1e-4, atol=1e-4)
+
+
 def test_a_body_is_not_asked_outside_its_own_samples():
-    o, d = rays(50)
+    r = rays(50)
     far = []
 
-    def field(x, d):
-        far.append(x.norm(dim=-1).max().item())
-        return torch.ones_like(x[:, 0]), torch.ones_like(x)
+    def field(p):
+        far.append(p.x.norm(dim=-1).max().item())
+        return torch.ones_like(p.length), torch.ones_like(p.x)
 
-    ball = volume.density_body(field, lambda o, d: samplers.stratified(samplers.sphere_bounds(o, d, 0.5), 17))
-    seen = evaluate(o, d, [ball, medium(1.0, RED, even(0.0, 6.0, 40))])
+    ball = volume.density_body(field, lambda r: samplers.stratified(samplers.sphere_bounds(r, 0.5), 17))
+    seen = evaluate(r, [ball, medium(1.0, RED, even(0.0, 6.0, 40))])
     assert max(far) <= 0.5
     mid = 0.5 * (seen.t[:, 1:] + seen.t[:, :-1])
-    outside = (o[:, None] + mid[..., None] * d[:, None]).norm(dim=-1) > 0.5
+    outside = (r.o[:, None] + mid[..., None] * r.d[:, None]).norm(dim=-1) > 0.5
     assert (seen.tau[..., 0][outside] == 0).all()
 
 
 def test_bodies_of_both_densities_have_gradients():
-    o, d = rays(3, dtype=torch.float64, spread=0.2)
-    o.requires_grad_()
+    r = rays(3, dtype=torch.float64, spread=0.2)
+    o = r.o.requires_grad_()
     beta = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     s = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
 
@@ -282,7 +333,7 @@ def test_bodies_of_both_densities_have_gradients():
         fixed = [even(1.5, 3.5, 9), even(1.7, 3.4, 8)]
         a = volume.sdf_body(coloured(sphere, RED), lambda f: volume.laplace_density(f, beta), fixed[0])
         b = volume.neus_body(coloured(box, BLUE), s, fixed[1])
-        out = render_rays(o, d, [a, b], torch.ones(3, dtype=torch.float64))
+        out = render_rays(Rays(o, r.d), [a, b], torch.ones(3, dtype=torch.float64))
         return out.rgb, out.depth, out.shares, out.alone
 
     assert gradcheck(render, (o, beta, s))
@@ -307,71 +358,73 @@ def test_composite_gradcheck():
 
 
 def test_background_is_exact_behind_nothing_and_hidden_behind_matter():
-    o, d = along_z(2, torch.float32)
+    r = along_z(2, torch.float32)
     color = torch.tensor([0.3, 0.123, 0.9])
-    assert (render_rays(o, d, [medium(0.0, RED, even(0.0, 1.0, 9))], color).rgb == color).all()
-    assert (render_rays(o, d, [], color).rgb == color).all()
+    assert (render_rays(r, [medium(0.0, RED, even(0.0, 1.0, 9))], color).rgb == color).all()
+    assert (render_rays(r, [], color).rgb == color).all()
     solid = medium(1e4, RED, even(0.0, 1.0, 9))
-    assert (render_rays(o, d, [solid], color).rgb == render_rays(o, d, [solid], 1 - color).rgb).all()
+    assert (render_rays(r, [solid], color).rgb == render_rays(r, [solid], 1 - color).rgb).all()
 
 
 def test_inverted_sphere_closes_the_scene():
-    o, d = rays(64, distance=0.5, dtype=torch.float64)
+    r = rays(64, distance=0.5, dtype=torch.float64)
     radii = []
 
-    def field(q, d):
+    def field(p):
+        q = p.x
         radii.append(q)
         torch.testing.assert_close(q[:, :3].norm(dim=-1), torch.ones_like(q[:, 3]))
         return 3 * torch.ones_like(q[:, 3]), (0.5 + 0.5 * q[:, :3])
 
     background = volume.inverted_sphere(field, 3.0, 64)
-    assert (radii == []) and background(o, d).isfinite().all()
+    assert (radii == []) and background(r).isfinite().all()
     s = radii[0][:, 3].reshape(64, 64)
     assert (s[:, 1:] < s[:, :-1]).all() and s.max() < 1 and s.min() > 0
-    white = volume.inverted_sphere(lambda q, d: (q[:, 3], torch.ones_like(q[:, :3])), 3.0)
-    torch.testing.assert_close(white(o, d), torch.ones(64, 3, dtype=torch.float64))
+    white = volume.inverted_sphere(lambda p: (p.x[:, 3], torch.ones_like(p.x[:, :3])), 3.0)
+    torch.testing.assert_close(white(r), torch.ones(64, 3, dtype=torch.float64))
     fog = medium(0.3, (0.0, 0.0, 0.0), even(0.0, 2.0, 9))
-    picture = render_rays(o, d, [fog], white, chunk=20)
-    torch.testing.assert_close(picture.rgb, torch.full_like(o, math.exp(-0.6)))
+    picture = render_rays(r, [fog], white, chunk=20)
+    torch.testing.assert_close(picture.rgb, torch.full_like(r.o, math.exp(-0.6)))
 
 
 # ---------------------------------------------------------------------------------------------------------- usage
 
 
 def test_chunks_change_nothing():
-    o, d = rays(50)
+    r = rays(50)
     with torch.no_grad():
-        a = render_rays(o, d, two_bodies(), o)
-        b = render_rays(o, d, two_bodies(), o, chunk=7)
+        a = render_rays(r, two_bodies(), r.o)
+        b = render_rays(r, two_bodies(), r.o, chunk=7)
     for x, y in zip(vars(a).values(), vars(b).values(), strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
 
 
 def test_bad_rays_and_bodies_are_refused():
-    o, d = rays(4)
-    for wrong in ((o[:, :2], d), (o, 2 * d), (o * torch.nan, d), (o, d[:2])):
+    r = rays(4)
+    o, d, _ = r
+    for wrong in ((o[:, :2], d), (o, 2 * d), (o * torch.nan, d), (o, d[:2]), (o, d, torch.zeros(3))):
         with pytest.raises(ValueError, match="ray"):
-            render_rays(*wrong, two_bodies())
-    flat = Body(lambda x, d, n: Matter(n[:, None], x), even(0.0, 1.0, 4))
+            render_rays(Rays(*wrong), two_bodies())
+    flat = Body(lambda p: Matter(p.length[:, None], p.x), even(0.0, 1.0, 4))
     with pytest.raises(ValueError, match="tau"):
-        render_rays(o, d, [flat])
+        render_rays(r, [flat])
     with pytest.raises(ValueError, match="agree"):
         composite(Along(torch.zeros(1, 3), torch.zeros(1, 3, 1), torch.zeros(1, 3, 1, 3)))
 
 
 def test_no_rays_and_rays_that_miss():
-    o, d = rays(5)
+    r = rays(5)
     bodies = two_bodies()
-    assert render_rays(o[:0], d[:0], bodies).rgb.shape == (0, 3)
-    away = render_rays(o, -d, bodies, torch.ones(3))
+    assert render_rays(Rays(r.o[:0], r.d[:0]), bodies).rgb.shape == (0, 3)
+    away = render_rays(Rays(r.o, -r.d), bodies, torch.ones(3))
     for x in vars(away).values():
         assert x.isfinite().all()
     assert (away.rgb == 1).all() and (away.depth == 0).all()
 
 
 def test_samples_may_be_padded():
-    o, d = along_z(1)
-    plain = render_rays(o, d, [medium(1.0, RED, even(0.0, 1.0, 5))])
+    r = along_z(1)
+    plain = render_rays(r, [medium(1.0, RED, even(0.0, 1.0, 5))])
     t = torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]], dtype=torch.float64)
     padded = Samples(t, t[:, 1:] > t[:, :-1])
-    torch.testing.assert_close(render_rays(o, d, [medium(1.0, RED, lambda o, d: padded)]).rgb, plain.rgb)
+    torch.testing.assert_close(render_rays(r, [medium(1.0, RED, lambda r: padded)]).rgb, plain.rgb)

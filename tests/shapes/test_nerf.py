@@ -76,24 +76,25 @@ def test_a_small_scene_is_learned_from_pictures():
     """Foreground NeRF and NeRF++ background together, from 12 pictures of 20 x 20; judged on one not seen."""
     torch.manual_seed(0)
     views = [camera(2 * torch.pi * k / 12, 0.5 * (-1) ** k) for k in range(12)]
-    o, d = torch.cat([v[0] for v in views]), torch.cat([v[1] for v in views])
+    o, d = torch.cat([v.o for v in views]), torch.cat([v.d for v in views])
     truth = scene(o, d)
     small = {"width": 48, "depth": 3, "skips": (), "view_bands": 0, "color_width": 24}
     near = Nerf(bands=4, **small, density_scale=3.0)
     far = Nerf(d_in=4, bands=2, **small)
     adam = torch.optim.Adam([*near.parameters(), *far.parameters()], 5e-3, fused=True)
 
-    def render(o, d, jitter):
-        inside = lambda o, d: samplers.stratified(samplers.sphere_bounds(o, d, 1.0), 25, jitter)  # noqa: E731
-        return render_rays(o, d, [density_body(near, inside)], inverted_sphere(far, 1.0, 4, jitter)).rgb
+    def render(rays, jitter):
+        inside = lambda r: samplers.stratified(samplers.sphere_bounds(r, 1.0), 25, jitter)  # noqa: E731
+        outside = inverted_sphere(lambda p: far(p.x, p.d), 1.0, 4, jitter)
+        return render_rays(rays, [density_body(lambda p: near(p.x, p.d), inside)], outside).rgb
 
     for _ in range(160):
         pick = torch.randint(len(o), (256,))
-        loss = (render(o[pick], d[pick], True) - truth[pick]).square().mean()
+        loss = (render(samplers.Rays(o[pick], d[pick]), True) - truth[pick]).square().mean()
         adam.zero_grad()
         loss.backward()
         adam.step()
-    o, d = camera(0.8, 0.1)
+    unseen = camera(0.8, 0.1)
     with torch.no_grad():
-        error = (render(o, d, False) - scene(o, d)).square().mean()
+        error = (render(unseen, False) - scene(unseen.o, unseen.d)).square().mean()
     assert -10 * error.log10() > 19

@@ -1,8 +1,7 @@
 """Where to look along a ray: bounds, and samplers that put samples where they matter.
 
-Rays are an origin o (N,3) and a *unit* direction d (N,3); t is the distance along it, in the scene's unit. Samples are
-the edges of intervals; no sampler gives a gradient to t. What is ragged is padded with zero-length intervals that are
-not live.
+t is the distance along a ray, in the scene's unit. Samples are the edges of intervals; no sampler gives a gradient to
+t. What is ragged is padded with zero-length intervals that are not live.
 """
 
 from __future__ import annotations
@@ -17,6 +16,14 @@ from torch import Tensor
 from ..kernels.grid import SdfGrid
 
 TINY = 1e-12
+
+
+class Rays(NamedTuple):
+    """N rays, and what tells them apart."""
+
+    o: Tensor  # (N,3) origins
+    d: Tensor  # (N,3) directions of unit length
+    frame: Tensor | None = None  # (N,) long: handed to bodies and fields as it is, for poses and codes by frame
 
 
 class Samples(NamedTuple):
@@ -42,18 +49,21 @@ class Bounds(NamedTuple):
         return self.far > self.near
 
 
-def check_rays(o: Tensor, d: Tensor) -> None:
-    """ValueError unless o and d are finite (N,3) and d is unit."""
+def check_rays(rays: Rays) -> None:
+    """ValueError unless o and d are finite (N,3), d is unit and frame, if given, is (N,)."""
+    o, d, frame = rays
     if o.ndim != 2 or o.shape[1] != 3 or o.shape != d.shape:
         raise ValueError(f"rays are origins (N,3) and directions (N,3), not {tuple(o.shape)} and {tuple(d.shape)}")
     if not bool(torch.isfinite(o).all() & torch.isfinite(d).all()):
         raise ValueError("rays hold NaN or infinity")
     if len(d) and bool(((d.detach() * d.detach()).sum(-1) - 1).abs().max() > 1e-3):
         raise ValueError("ray directions must have unit length, so that t is a distance; normalise them")
+    if frame is not None and frame.shape != (len(o),):
+        raise ValueError(f"frame tells the frame of each of {len(o)} rays; its shape is {tuple(frame.shape)}")
 
 
-def camera_rays(K: Tensor, world_from_cam: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
-    """Rays through pixels: o (N,3) and unit d (N,3), in the world.
+def camera_rays(K: Tensor, world_from_cam: Tensor, xy: Tensor, frame: Tensor | None = None) -> Rays:
+    """Rays through pixels, in the world.
 
     K (3,3); world_from_cam (4,4) or (N,4,4), OpenCV axes; xy (N,2) pixel positions, centres at +0.5. Differentiable.
     The camera's z of a point at distance t is t / |K^-1 (x,y,1)|.
@@ -62,13 +72,12 @@ def camera_rays(K: Tensor, world_from_cam: Tensor, xy: Tensor) -> tuple[Tensor, 
     local = torch.cat([xy, z], -1) @ torch.linalg.inv(K).mT
     local = local / local.norm(dim=-1, keepdim=True)
     d = (world_from_cam[..., :3, :3] @ local[..., None])[..., 0]
-    return world_from_cam[..., :3, 3].expand_as(d), d
+    return Rays(world_from_cam[..., :3, 3].expand_as(d), d, frame)
 
 
-def sphere_bounds(o: Tensor, d: Tensor, radius: float, centre: Tensor | float = 0.0, near: float = 0.0) -> Bounds:
+def sphere_bounds(rays: Rays, radius: float, centre: Tensor | float = 0.0, near: float = 0.0) -> Bounds:
     """Part of each ray inside a sphere, at least `near` from the origin, which may be inside or outside."""
-    p = o.detach() - centre
-    d = d.detach()
+    p, d = (rays.o - centre).detach(), rays.d.detach()
     b = (p * d).sum(-1)
     # The squared distance of the line from the centre, not b^2 - p.p + r^2: that cancels for a far camera.
     square = radius**2 - (p - b[:, None] * d).square().sum(-1)
@@ -77,9 +86,9 @@ def sphere_bounds(o: Tensor, d: Tensor, radius: float, centre: Tensor | float = 
     return Bounds(start, torch.where(square > 0, end, start))
 
 
-def box_bounds(o: Tensor, d: Tensor, lo: Tensor, hi: Tensor, near: float = 0.0) -> Bounds:
+def box_bounds(rays: Rays, lo: Tensor, hi: Tensor, near: float = 0.0) -> Bounds:
     """Part of each ray inside the axis-aligned box from lo (3,) to hi (3,), at least `near` from the origin."""
-    o, d = o.detach(), d.detach()
+    o, d = rays.o.detach(), rays.d.detach()
     # A direction of 0 becomes a tiny one: the slab test then needs no special case and meets no 0/0.
     safe = torch.where(d.abs() < TINY, torch.full_like(d, TINY), d)
     a, b = (lo - o) / safe, (hi - o) / safe
@@ -96,18 +105,15 @@ def merge(samples: Sequence[Samples]) -> tuple[Tensor, Tensor]:
     Every edge of every body is kept, so a common interval lies in one interval of each body and inherits its `live`.
     """
     t = torch.cat([s.t for s in samples], -1).sort(-1).values
+    return t, torch.stack([s.live.gather(1, k) & inside for s in samples for k, inside in [locate(s, t)]], -1)
+
+
+def locate(samples: Samples, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Which interval of `samples` holds each interval of the common edges t (N,S): index (N,S-1), and does any?"""
     mid = 0.5 * (t[:, 1:] + t[:, :-1])
-    filled = t[:, 1:] > t[:, :-1]
-    live = [
-        filled & _look_up(s.live, torch.searchsorted(s.t.contiguous(), mid.contiguous(), right=True) - 1)
-        for s in samples
-    ]
-    return t, torch.stack(live, -1)
-
-
-def _look_up(live: Tensor, k: Tensor) -> Tensor:
-    last = live.shape[1] - 1
-    return (k >= 0) & (k <= last) & live.gather(1, k.clamp(0, last))
+    k = torch.searchsorted(samples.t.contiguous(), mid.contiguous(), right=True) - 1
+    last = samples.live.shape[1] - 1
+    return k.clamp(0, last), (t[:, 1:] > t[:, :-1]) & (k >= 0) & (k <= last)
 
 
 @torch.no_grad()
@@ -215,9 +221,8 @@ def opacity_error_bound(length: Tensor, sdf: Tensor, free: Tensor, beta: Tensor)
 
 @torch.no_grad()
 def refine(
-    sdf: Callable[[Tensor], Tensor],
-    o: Tensor,
-    d: Tensor,
+    sdf: Callable[[Tensor, Tensor], Tensor],
+    rays: Rays,
     bounds: Bounds,
     beta: Tensor | float,
     eps: float = 0.1,
@@ -228,13 +233,13 @@ def refine(
 ) -> Bounded:
     """Adds samples to each ray until the opacity's error is bounded by eps there (VolSDF, Alg. 1).
 
-    sdf: (M,3) -> (M,), a true distance; beta: width of the Laplace density, scalar or (N,). Starts from n even samples
-    and adds `more` in each round, where the bound's parts are large, to the rays whose bound is above eps *and to no
-    other*: a ray's samples do not depend on its neighbours. While the bound fails at beta, the width is raised to the
-    least for which it holds (bisection, from the closed form sqrt(sum length^2 / (4 ln(1 + eps)))), and samples are
-    placed for that.
+    sdf: points (M,3) and the index (M,) of each one's ray -> (M,), a true distance; beta: width of the Laplace density,
+    scalar or (N,). Starts from n even samples and adds `more` in each round, where the bound's parts are large, to the
+    rays whose bound is above eps *and to no other*: a ray's samples do not depend on its neighbours. While the bound
+    fails at beta, the width is raised to the least for which it holds (bisection, from the closed form
+    sqrt(sum length^2 / (4 ln(1 + eps)))), and samples are placed for that.
     """
-    o, d = o.detach(), d.detach()
+    o = rays.o.detach()
     N = len(o)
     beta = torch.as_tensor(beta, dtype=o.dtype, device=o.device).detach().expand(N).contiguous()
     out_t = stratified(bounds, n).t
@@ -243,7 +248,7 @@ def refine(
     out_rounds = torch.zeros(N, dtype=torch.long, device=o.device)
     ray = torch.nonzero(bounds.hit)[:, 0]
     t = out_t[ray]
-    f = sdf(_points(o[ray], d[ray], t)).reshape(t.shape)
+    f = _query(sdf, rays, ray, t)
     for k in range(rounds + 1):
         if not len(ray):
             break
@@ -273,7 +278,7 @@ def refine(
         part = opacity_error_bound(length[at], f, free[at], hi)[1]
         # By each interval's own part, not by the paper's running sum: that takes 0.7 rounds where the sum takes 1.2.
         new = inverse_cdf(t, part, more)
-        new_f = sdf(_points(o[ray], d[ray], new)).reshape(new.shape)
+        new_f = _query(sdf, rays, ray, new)
         t, order = torch.cat([t, new], -1).sort(-1)
         f = torch.cat([f, new_f], -1).gather(1, order)
     return Bounded(out_t, out_sdf, out_beta, out_bound, out_rounds, n + more * out_rounds)
@@ -281,9 +286,8 @@ def refine(
 
 @torch.no_grad()
 def error_bounded(
-    sdf: Callable[[Tensor], Tensor],
-    o: Tensor,
-    d: Tensor,
+    sdf: Callable[[Tensor, Tensor], Tensor],
+    rays: Rays,
     bounds: Bounds,
     beta: Tensor | float,
     n: int = 64,
@@ -298,7 +302,7 @@ def error_bounded(
 
     For NeuS give beta = 1 / inv_s: the logistic's tails are as wide.
     """
-    r = refine(sdf, o, d, bounds, beta, **settings)
+    r = refine(sdf, rays, bounds, beta, **settings)
     length = r.t[:, 1:] - r.t[:, :-1]
     b = r.beta[:, None]
     s = r.sdf[:, :-1]
@@ -306,14 +310,16 @@ def error_bounded(
     tau = torch.where(s > 0, near, 1 - near) / b * length
     weights = torch.exp(tau - tau.cumsum(-1)) * -torch.expm1(-tau)
     t = inverse_cdf(r.t, weights, n, jitter, generator=generator)
-    u = torch.linspace(0, 1, extra, dtype=o.dtype, device=o.device)
+    u = torch.linspace(0, 1, extra, dtype=t.dtype, device=t.device)
     pick = (u * (r.count - 1)[:, None]).round().long()
     t = torch.cat([t, r.t.gather(1, pick)], -1).sort(-1).values
     return Samples(t, t[:, 1:] > t[:, :-1])
 
 
-def _points(o: Tensor, d: Tensor, t: Tensor) -> Tensor:
-    return (o[:, None] + t[..., None] * d[:, None]).reshape(-1, 3)
+def _query(sdf: Callable[[Tensor, Tensor], Tensor], rays: Rays, ray: Tensor, t: Tensor) -> Tensor:
+    """sdf (A,S) at t (A,S) along the rays of index ray (A,)."""
+    x = rays.o[ray, None] + t[..., None] * rays.d[ray, None]
+    return sdf(x.reshape(-1, 3), ray[:, None].expand_as(t).reshape(-1)).reshape(t.shape)
 
 
 # ------------------------------------------------------------------------------------------------- skipping empty space
@@ -350,21 +356,21 @@ def occupancy(
 
 
 @torch.no_grad()
-def skip_empty(grid: OccupancyGrid, o: Tensor, d: Tensor, bounds: Bounds | None = None, step: float = 0.0) -> Samples:
+def skip_empty(grid: OccupancyGrid, rays: Rays, bounds: Bounds | None = None, step: float = 0.0) -> Samples:
     """Even steps (the grid's cell where 0, and never longer) through the occupied cells only; S is the fullest ray's.
 
     A step is live when its centre is in an occupied cell: with the neighbours that `occupancy` adds nothing is lost.
     """
-    box = box_bounds(o, d, grid.lo, grid.hi)
+    box = box_bounds(rays, grid.lo, grid.hi)
     if bounds is not None:
         near = torch.maximum(box.near, bounds.near)
         box = Bounds(near, torch.maximum(near, torch.minimum(box.far, bounds.far)))
     step = min(step, grid.h) if step > 0 else grid.h
-    n = int(((box.far - box.near) / step).amax().ceil()) + 1 if len(o) else 1
-    t = box.near[:, None] + step * torch.arange(n + 1, dtype=o.dtype, device=o.device)
+    n = int(((box.far - box.near) / step).amax().ceil()) + 1 if len(rays.o) else 1
+    t = box.near[:, None] + step * torch.arange(n + 1, dtype=box.near.dtype, device=box.near.device)
     t = torch.minimum(t, box.far[:, None])
     mid = 0.5 * (t[:, 1:] + t[:, :-1])
-    x = o.detach()[:, None] + mid[..., None] * d.detach()[:, None]
+    x = rays.o[:, None] + mid[..., None] * rays.d[:, None]
     i, j, k = ((x - grid.lo) / grid.h).floor().long().clamp(0, len(grid.cells) - 1).unbind(-1)
     live = grid.cells[i, j, k] & (t[:, 1:] > t[:, :-1])
     return compact(Samples(t, live))
@@ -388,8 +394,7 @@ def compact(samples: Samples) -> Samples:
 @torch.no_grad()
 def march_band(
     grid: SdfGrid,
-    o: Tensor,
-    d: Tensor,
+    rays: Rays,
     n: int,
     band: float,
     step: float | None = None,
@@ -402,8 +407,8 @@ def march_band(
     by the cache's own error; a ray that leaves the band again has its second passage left out too.
     step: of the march inside the band; half a voxel by default.
     """
-    t0, t1, least = grid.march(o, d, 0.5 * grid.h if step is None else step, band)
+    t0, t1, least = grid.march(rays.o, rays.d, 0.5 * grid.h if step is None else step, band)
     hit = (least < band) & (t1 > t0)
-    t0 = torch.where(hit, t0, torch.zeros_like(t0)).clamp(min=0).to(o.dtype)
-    t1 = torch.where(hit, torch.maximum(t1, t0), t0).to(o.dtype)
+    t0 = torch.where(hit, t0, torch.zeros_like(t0)).clamp(min=0).to(rays.o.dtype)
+    t1 = torch.where(hit, torch.maximum(t1, t0), t0).to(rays.o.dtype)
     return stratified(Bounds(t0, t1), n, jitter, generator)

@@ -5,9 +5,9 @@ density of an SDF), -log(1 - alpha) for NeuS. Optical depths of bodies that shar
 intervals in a row; a body's share of the light is its share of tau. Compositing knows nothing else, so bodies of all
 kinds mix.
 
-    hand = sdf_body(field, LaplaceDensity(), lambda o, d: error_bounded(sdf, o, d, sphere_bounds(o, d, 1.0), beta))
-    ball = neus_body(other_field, inv_s, lambda o, d: march_band(cache, o, d, 32, 0.01))
-    picture = render_rays(o, d, [hand, ball], background=torch.ones(3), chunk=4096)
+    hand = sdf_body(field, LaplaceDensity(), lambda rays: error_bounded(sdf, rays, sphere_bounds(rays, 1.0), beta))
+    ball = neus_body(other_field, inv_s, lambda rays: march_band(cache, rays, 32, 0.01))
+    picture = render_rays(camera_rays(K, pose, pixels), [hand, ball], background=torch.ones(3), chunk=4096)
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..shapes.nerf import inverted_sphere_points
-from .samplers import Samples, check_rays, merge
+from .samplers import Rays, Samples, check_rays, locate, merge
 
 # ----------------------------------------------------------------------------------------- from fields to optical depth
 
@@ -69,6 +69,15 @@ def neus_alpha(start: Tensor, end: Tensor, inv_s: Tensor | float) -> Tensor:
     return -torch.expm1(-neus_optical_depth(start, end, inv_s))
 
 
+class Points(NamedTuple):
+    """M intervals of rays, where a field is asked."""
+
+    x: Tensor  # (M,3) centres, in the world
+    d: Tensor  # (M,3) unit directions of view
+    length: Tensor  # (M,)
+    frame: Tensor | None = None  # (M,) of their rays
+
+
 class Matter(NamedTuple):
     """What a body is on M intervals."""
 
@@ -81,39 +90,41 @@ class Matter(NamedTuple):
 class Body:
     """One body of a joint medium. It is empty outside the live intervals of its own samples."""
 
-    matter: Callable[[Tensor, Tensor, Tensor], Matter]  # interval centres (M,3), unit directions (M,3), lengths (M,)
-    sample: Callable[[Tensor, Tensor], Samples]  # o, d (N,3) -> where it may be; see `samplers`
+    matter: Callable[[Points], Matter]
+    sample: Callable[[Rays], Samples]  # where it may be; see `samplers`
 
 
-def density_body(field: Callable, sample: Callable) -> Body:
-    """A body from a field (x (M,3), d (M,3)) -> density (M,) and rgb (M,3), such as `shapes.nerf.Nerf`."""
+def density_body(field: Callable[[Points], tuple[Tensor, Tensor]], sample: Callable[[Rays], Samples]) -> Body:
+    """A body from a field -> density (M,), rgb (M,3): for a `shapes.nerf.Nerf`, `lambda p: nerf(p.x, p.d)`."""
 
-    def matter(x: Tensor, d: Tensor, length: Tensor) -> Matter:
-        sigma, rgb = field(x, d)
-        return Matter(sigma * length, rgb)
-
-    return Body(matter, sample)
-
-
-def sdf_body(field: Callable, density: Callable[[Tensor], Tensor], sample: Callable) -> Body:
-    """A body from a field (x, d) -> sdf (M,), rgb (M,3), gradient (M,3) or None, and a density of the sdf (VolSDF)."""
-
-    def matter(x: Tensor, d: Tensor, length: Tensor) -> Matter:
-        sdf, rgb, gradient = field(x, d)
-        return Matter(density(sdf) * length, rgb, gradient)
+    def matter(p: Points) -> Matter:
+        sigma, rgb = field(p)
+        return Matter(sigma * p.length, rgb)
 
     return Body(matter, sample)
 
 
-def neus_body(field: Callable, inv_s: Tensor | float, sample: Callable) -> Body:
-    """A body from a field (x, d) -> sdf (M,), rgb (M,3), gradient (M,3), rendered as NeuS.
+def sdf_body(
+    field: Callable[[Points], tuple], density: Callable[[Tensor], Tensor], sample: Callable[[Rays], Samples]
+) -> Body:
+    """A body from a field -> sdf (M,), rgb (M,3), gradient (M,3) or None, and a density of the sdf (VolSDF)."""
+
+    def matter(p: Points) -> Matter:
+        sdf, rgb, gradient = field(p)
+        return Matter(density(sdf) * p.length, rgb, gradient)
+
+    return Body(matter, sample)
+
+
+def neus_body(field: Callable[[Points], tuple], inv_s: Tensor | float, sample: Callable[[Rays], Samples]) -> Body:
+    """A body from a field -> sdf (M,), rgb (M,3), gradient (M,3), rendered as NeuS.
 
     The SDF at both ends of an interval is that at the centre -+ half the slope along the ray, as in the paper's code.
     """
 
-    def matter(x: Tensor, d: Tensor, length: Tensor) -> Matter:
-        sdf, rgb, gradient = field(x, d)
-        half = 0.5 * length * (gradient * d).sum(-1)
+    def matter(p: Points) -> Matter:
+        sdf, rgb, gradient = field(p)
+        half = 0.5 * p.length * (gradient * p.d).sum(-1)
         return Matter(neus_optical_depth(sdf - half, sdf + half, inv_s), rgb, gradient)
 
     return Body(matter, sample)
@@ -204,30 +215,46 @@ def _median(t: Tensor, tau: Tensor, reached: Tensor) -> Tensor:
     return torch.where(found, a + (b - a) * share, torch.zeros_like(a))
 
 
-def evaluate(o: Tensor, d: Tensor, bodies: Sequence[Body]) -> Along:
-    """Every body on the union of all bodies' samples, wherever it is not known to be empty.
+def evaluate(rays: Rays, bodies: Sequence[Body], shared: bool = True) -> Along:
+    """Every body on the common intervals: those that the edges of all bodies' samples cut.
 
-    (A body evaluated on its own samples only, with the merged list's intervals, loses optical depth: two unit media on
-    [0,1] would pass 0.37 instead of exp(-2).) Gradients flow to o and d and to what the fields own.
+    shared: each body is asked at every common interval that it is not known to be empty in. Otherwise it is asked at
+    its own only, and its density is constant across each: all of its optical depth is there still, for a cost that
+    does not grow with the other bodies' samples. (What must not be done is to give own samples the common list's
+    lengths: that loses depth, and two unit media on [0,1] would pass 0.37 instead of exp(-2).)
+    Gradients flow to the rays and to what the fields own, not to the samples.
     """
+    o = rays.o
     if not bodies:
         return Along(o.new_zeros(len(o), 1), o.new_zeros(len(o), 0, 0), o.new_zeros(len(o), 0, 0, 3))
     with torch.no_grad():
-        t, live = merge([b.sample(o, d) for b in bodies])
-        mid, length = 0.5 * (t[:, 1:] + t[:, :-1]), t[:, 1:] - t[:, :-1]
-    columns = [_on_live(b, o, d, mid, length, live[..., k]) for k, b in enumerate(bodies)]
+        own = [b.sample(rays) for b in bodies]
+        t, live = merge(own)
+    columns = []
+    for k, body in enumerate(bodies):
+        if shared or len(bodies) == 1:
+            columns.append(_ask(body, rays, t, live[..., k]))
+            continue
+        m = _ask(body, rays, *own[k])
+        at, inside = locate(own[k], t)
+        length, whole = t[:, 1:] - t[:, :-1], (own[k].t[:, 1:] - own[k].t[:, :-1]).gather(1, at)
+        share = torch.where(inside, length / torch.where(inside, whole, torch.ones_like(whole)), 0)
+        at3 = at[..., None].expand(-1, -1, 3)
+        columns.append(Matter(m.tau.gather(1, at) * share, m.rgb.gather(1, at3), m.normal.gather(1, at3)))
     tau, rgb, normal = (torch.stack(c, 2) for c in zip(*columns, strict=True))
     return Along(t, tau, rgb, normal)
 
 
-def _on_live(body: Body, o: Tensor, d: Tensor, mid: Tensor, length: Tensor, live: Tensor) -> Matter:
-    """The body's matter on all intervals (N,S...): asked for where live, else 0."""
-    ray, k = torch.nonzero(live, as_tuple=True)
+def _ask(body: Body, rays: Rays, t: Tensor, live: Tensor) -> Matter:
+    """The body's matter on the intervals between t (N,S), each (N,S-1...): asked for where live, else 0."""
+    mid, length = 0.5 * (t[:, 1:] + t[:, :-1]), t[:, 1:] - t[:, :-1]
     tau, rgb, normal = mid.new_zeros(mid.shape), mid.new_zeros(*mid.shape, 3), mid.new_zeros(*mid.shape, 3)
+    ray, k = torch.nonzero(live, as_tuple=True)
     if not len(ray):
         return Matter(tau, rgb, normal)
-    di = d[ray]
-    m = body.matter(o[ray] + mid[ray, k, None] * di, di, length[ray, k])
+    d = rays.d[ray]
+    frame = None if rays.frame is None else rays.frame[ray]
+    m = body.matter(Points(rays.o[ray] + mid[ray, k, None] * d, d, length[ray, k], frame))
     if m.tau.shape != ray.shape or m.rgb.shape != (len(ray), 3):
         raise ValueError(f"a body gives tau (M,) and rgb (M,3), not {tuple(m.tau.shape)} and {tuple(m.rgb.shape)}")
     at = (ray, k)
@@ -236,57 +263,62 @@ def _on_live(body: Body, o: Tensor, d: Tensor, mid: Tensor, length: Tensor, live
 
 
 def render_rays(
-    o: Tensor,
-    d: Tensor,
+    rays: Rays,
     bodies: Sequence[Body],
-    background: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
+    background: Tensor | Callable[[Rays], Tensor] | None = None,
     chunk: int | None = None,
+    shared: bool = True,
 ) -> Rendered:
-    """Render rays o (N,3), d (N,3) unit through the joint medium of the bodies.
+    """Render rays through the joint medium of the bodies.
 
-    background: a colour (3,) or (N,3), or a function of (o, d), such as `inverted_sphere(...)`. chunk: rays at a time;
-    under `torch.no_grad()` that bounds the memory. Raises ValueError on rays that are not finite or not unit.
+    background: a colour (3,) or (N,3), or a function of the rays, such as `inverted_sphere(...)`. chunk: rays at a
+    time; under `torch.no_grad()` that bounds the memory. shared: see `evaluate`.
+    Raises ValueError on rays that are not finite or not unit.
     """
-    check_rays(o, d)
-    if chunk is not None and chunk < len(o):
-        fixed = background if isinstance(background, Tensor) and background.ndim == 2 else None
-        parts = [
-            render_rays(a, b, bodies, background if fixed is None else c, None)
-            for a, b, c in zip(
-                o.split(chunk), d.split(chunk), (o if fixed is None else fixed).split(chunk), strict=True
-            )
-        ]
-        joined = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Rendered)}
-        return Rendered(**{k: None if v[0] is None else torch.cat(v) for k, v in joined.items()})
-    behind = background(o, d) if callable(background) and not isinstance(background, Tensor) else background
-    return composite(evaluate(o, d, bodies), behind)
+    check_rays(rays)
+    N = len(rays.o)
+    if chunk is None or chunk >= N:
+        behind = background(rays) if callable(background) else background
+        return composite(evaluate(rays, bodies, shared), behind)
+    parts = []
+    for k in range(0, N, chunk):
+        some = Rays(*(None if x is None else x[k : k + chunk] for x in rays))
+        fixed = isinstance(background, Tensor) and background.ndim == 2
+        parts.append(render_rays(some, bodies, background[k : k + chunk] if fixed else background, None, shared))
+    joined = {f.name: [getattr(p, f.name) for p in parts] for f in fields(Rendered)}
+    return Rendered(**{k: None if v[0] is None else torch.cat(v) for k, v in joined.items()})
 
 
 def inverted_sphere(
-    field: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    field: Callable[[Points], tuple[Tensor, Tensor]],
     radius: float,
     n: int = 32,
     jitter: bool = False,
     generator: torch.Generator | None = None,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """A background (o, d) -> rgb (N,3) of all that is outside a sphere round the origin (NeRF++, Zhang et al. 2020).
+) -> Callable[[Rays], Tensor]:
+    """A background rays -> rgb (N,3) of all that is outside a sphere round the origin (NeRF++, Zhang et al. 2020).
 
-    field: (q (M,4), d (M,3)) -> density (M,), rgb (M,3) with q = (x/r, radius/r) on n shells even in 1/r; densities are
-    per unit of radius/r. The outermost shell takes whatever light is left, so that the background is always opaque.
+    field -> density (M,), rgb (M,3), asked at points whose x is (M,4) = (x/r, radius/r), on n shells even in 1/r;
+    densities and lengths are per unit of radius/r. The outermost shell takes whatever light is left, so that the
+    background is always opaque.
     """
 
-    def background(o: Tensor, d: Tensor) -> Tensor:
+    def background(rays: Rays) -> Tensor:
+        o, d, frame = rays
+        N = len(o)
         with torch.no_grad():
             nearest = o + (-(o * d).sum(-1)).clamp(min=0)[:, None] * d
             start = radius / nearest.norm(dim=-1).clamp(min=radius)  # 1, or less on a ray that misses the sphere
-            u = (torch.arange(n, dtype=o.dtype, device=o.device) + 0.5).expand(len(o), n)
+            u = (torch.arange(n, dtype=o.dtype, device=o.device) + 0.5).expand(N, n)
             if jitter:
-                u = u + torch.rand(len(o), n, dtype=o.dtype, device=o.device, generator=generator) - 0.5
+                u = u + torch.rand(N, n, dtype=o.dtype, device=o.device, generator=generator) - 0.5
             s = start[:, None] * (1 - u / n)
-        q = inverted_sphere_points(o[:, None], d[:, None], s, radius)
-        sigma, rgb = field(q.reshape(-1, 4), d[:, None].expand(-1, n, -1).reshape(-1, 3))
-        tau = sigma.reshape(-1, n) * (start / n)[:, None]
+            length = (start / n)[:, None].expand(N, n)
+        q = inverted_sphere_points(o[:, None], d[:, None], s, radius).reshape(-1, 4)
+        frames = None if frame is None else frame.repeat_interleave(n)
+        sigma, rgb = field(Points(q, d.repeat_interleave(n, 0), length.reshape(-1), frames))
+        tau = sigma.reshape(N, n) * length
         tau = torch.cat([tau[:, :-1], torch.full_like(tau[:, -1:], 100.0)], -1)
-        return (weights(tau)[..., None] * rgb.reshape(-1, n, 3)).sum(1)
+        return (weights(tau)[..., None] * rgb.reshape(N, n, 3)).sum(1)
 
     return background
