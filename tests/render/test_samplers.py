@@ -211,6 +211,12 @@ def test_each_ray_ends_by_itself():
         torch.testing.assert_close(one.t[0], every.t[i], rtol=0, atol=1e-9)
 
 
+def test_a_broken_sdf_is_told():
+    r = rays(3)
+    with pytest.raises(ValueError, match="SDF"):
+        samplers.error_bounded(lambda x, ray: x[:, 0] * torch.nan, r, samplers.sphere_bounds(r, 3.0), 0.1)
+
+
 # ------------------------------------------------------------------------------------------------- skipping space
 
 

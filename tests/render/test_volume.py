@@ -16,6 +16,10 @@ from sdfs import box, coloured, rays, sphere
 RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9)
 
 
+def logistic(inv_s):
+    return lambda a, b: volume.neus_optical_depth(a, b, inv_s)
+
+
 def along_z(n: int, dtype=torch.float64):
     o = torch.zeros(n, 3, dtype=dtype)
     return Rays(o, torch.tensor([0.0, 0.0, 1.0], dtype=dtype).expand(n, 3).clone())
@@ -71,6 +75,11 @@ def test_neus_alpha_is_the_papers_quotient_and_telescopes():
     tau = volume.neus_optical_depth(f[:-1], f[1:], s)
     torch.testing.assert_close(tau[:3].sum(), volume.neus_optical_depth(f[0], f[3], s))  # however it is cut
     assert (tau[3:] == 0).all()  # on the way out
+
+
+def test_learned_widths_start_where_they_are_told():
+    assert volume.LogisticDepth(50.0).inv_s.item() == pytest.approx(50.0)
+    assert volume.LaplaceDensity(0.05).beta.item() == pytest.approx(0.05)
 
 
 def test_neus_alpha_is_safe_in_float32_and_gradchecks():
@@ -130,12 +139,12 @@ def test_a_laplace_wall_is_seen_where_it_should_be():
 
 def test_a_neus_wall_is_seen_without_offset():
     r = along_z(1)
-    body = volume.neus_body(coloured(wall, RED), 200.0, even(0.5, 1.5, 201))
+    body = volume.neus_body(coloured(wall, RED), logistic(200.0), even(0.5, 1.5, 201))
     picture = render_rays(r, [body])
     assert picture.median_depth.item() == pytest.approx(1.0, abs=1e-6)
     assert picture.depth.item() == pytest.approx(1.0, abs=1e-4)
     # 20 samples across a hundred widths: still opaque, and the half is where it was.
-    coarse = render_rays(r, [volume.neus_body(coloured(wall, RED), 200.0, even(0.5, 1.5, 21))])
+    coarse = render_rays(r, [volume.neus_body(coloured(wall, RED), logistic(200.0), even(0.5, 1.5, 21))])
     torch.testing.assert_close(coarse.opacity, picture.opacity)
 
 
@@ -232,7 +241,7 @@ def two_bodies(beta: float = 0.01):
     density = lambda s: volume.laplace_density(s, beta)  # noqa: E731
     return [
         volume.sdf_body(coloured(sphere, RED), density, shell(sphere, 0.6, (0.0, 0.0, 0.0))),
-        volume.neus_body(coloured(box, BLUE), 1 / beta, shell(box, 0.7, (0.5, 0.1, 0.0))),
+        volume.neus_body(coloured(box, BLUE), logistic(1 / beta), shell(box, 0.7, (0.5, 0.1, 0.0))),
     ]
 
 
@@ -323,20 +332,39 @@ def test_a_body_is_not_asked_outside_its_own_samples():
     assert (seen.tau[..., 0][outside] == 0).all()
 
 
-def test_bodies_of_both_densities_have_gradients():
-    r = rays(3, dtype=torch.float64, spread=0.2)
+@pytest.mark.parametrize("shared", [True, False])
+def test_bodies_of_both_densities_have_gradients(shared):
+    r = rays(2, dtype=torch.float64, spread=0.2)
     o = r.o.requires_grad_()
     beta = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     s = torch.tensor(8.0, dtype=torch.float64, requires_grad=True)
 
     def render(o, beta, s):
-        fixed = [even(1.5, 3.5, 9), even(1.7, 3.4, 8)]
+        fixed = [even(1.5, 3.5, 7), even(1.7, 3.4, 6)]
         a = volume.sdf_body(coloured(sphere, RED), lambda f: volume.laplace_density(f, beta), fixed[0])
-        b = volume.neus_body(coloured(box, BLUE), s, fixed[1])
-        out = render_rays(Rays(o, r.d), [a, b], torch.ones(3, dtype=torch.float64))
+        b = volume.neus_body(coloured(box, BLUE), logistic(s), fixed[1])
+        out = render_rays(Rays(o, r.d), [a, b], torch.ones(3, dtype=torch.float64), shared=shared)
         return out.rgb, out.depth, out.shares, out.alone
 
     assert gradcheck(render, (o, beta, s))
+
+
+def test_float32_is_within_the_bars_of_float64():
+    g = torch.Generator().manual_seed(0)
+    t = 3 * torch.rand(40, 98, generator=g).sort(-1).values
+    tau = torch.rand(40, 97, 3, generator=g) ** 6 * 3
+    rgb, normal = torch.rand(40, 97, 3, 3, generator=g), torch.randn(40, 97, 3, 3, generator=g)
+
+    def run(dtype):
+        a = [x.to(dtype).requires_grad_() for x in (tau, rgb, normal)]
+        r = composite(Along(t.to(dtype), *a), torch.ones(3, dtype=dtype))
+        out = [r.rgb, r.opacity, r.depth, r.median_depth, r.normal, r.shares, r.alone]
+        mix = [torch.linspace(0.5, 1.5, x.numel(), dtype=dtype).reshape(x.shape) for x in out]
+        return out, torch.autograd.grad(sum((x * m).sum() for x, m in zip(out, mix, strict=True)), a)
+
+    for part, bar in ((0, 1e-4), (1, 1e-3)):
+        for x, y in zip(run(torch.float32)[part], run(torch.float64)[part], strict=True):
+            assert (x - y).abs().max() <= bar * y.abs().max()
 
 
 def test_composite_gradcheck():

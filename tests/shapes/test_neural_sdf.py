@@ -68,20 +68,29 @@ def test_losses_on_the_gradient_train_alike():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+class Squares(torch.nn.Module):
+    """The protocol of `shapes.encodings` with one parameter."""
+
+    output_dim = 3
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(3))
+
+    def forward(self, x, jacobian=False):
+        e = self.scale * x.square()
+        return (e, torch.diag_embed(2 * self.scale * x)) if jacobian else e
+
+
 def test_a_given_encoding_is_used_and_registered():
-    class Twice(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = torch.nn.Parameter(torch.ones(3))
-
-        def forward(self, x):
-            return torch.cat([x, self.scale * x.square()], -1)
-
-    net = SdfMlp(width=32, depth=3, skip=2, feature=1, encode=Twice(), size=6).double()
+    torch.manual_seed(0)
+    net = SdfMlp(width=32, depth=3, skip=2, feature=1, encoding=Squares()).double()
+    with torch.no_grad():
+        net.layers[0].bias.add_(0.1 * torch.randn(32))
     x = ball(10, dtype=torch.float64)
-    assert "encode.scale" in dict(net.named_parameters())
+    assert "encoding.scale" in dict(net.named_parameters())
     torch.testing.assert_close(net.with_gradient(x)[2], autograd_gradient(net.sdf, x)[1], rtol=1e-6, atol=1e-8)
-    for wrong in ({"encode": Twice()}, {"size": 6}, {"skip": 9, "depth": 4}, {"width": 32}):
+    for wrong in ({"skip": 9}, {"skip": 0}, {"width": 32}):
         with pytest.raises(ValueError):
             SdfMlp(**wrong)
 

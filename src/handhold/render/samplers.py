@@ -319,7 +319,10 @@ def error_bounded(
 def _query(sdf: Callable[[Tensor, Tensor], Tensor], rays: Rays, ray: Tensor, t: Tensor) -> Tensor:
     """sdf (A,S) at t (A,S) along the rays of index ray (A,)."""
     x = rays.o[ray, None] + t[..., None] * rays.d[ray, None]
-    return sdf(x.reshape(-1, 3), ray[:, None].expand_as(t).reshape(-1)).reshape(t.shape)
+    out = sdf(x.reshape(-1, 3), ray[:, None].expand_as(t).reshape(-1)).reshape(t.shape)
+    if not bool(torch.isfinite(out).all()):
+        raise ValueError("the SDF gave NaN or infinity at some sample; has its training diverged?")
+    return out
 
 
 # ------------------------------------------------------------------------------------------------- skipping empty space

@@ -6,7 +6,7 @@ intervals in a row; a body's share of the light is its share of tau. Compositing
 kinds mix.
 
     hand = sdf_body(field, LaplaceDensity(), lambda rays: error_bounded(sdf, rays, sphere_bounds(rays, 1.0), beta))
-    ball = neus_body(other_field, inv_s, lambda rays: march_band(cache, rays, 32, 0.01))
+    ball = neus_body(other_field, LogisticDepth(), lambda rays: march_band(cache, rays, 32, 0.01))
     picture = render_rays(camera_rays(K, pose, pixels), [hand, ball], background=torch.ones(3), chunk=4096)
 """
 
@@ -64,6 +64,21 @@ def neus_optical_depth(start: Tensor, end: Tensor, inv_s: Tensor | float) -> Ten
     return (log(start * inv_s) - log(end * inv_s)).clamp(min=0)
 
 
+class LogisticDepth(nn.Module):
+    """`neus_optical_depth` with a learned sharpness exp(10 raw) (NeuS, the authors' parameter)."""
+
+    def __init__(self, inv_s: float = 20.0):
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor(math.log(inv_s) / 10))
+
+    @property
+    def inv_s(self) -> Tensor:
+        return torch.exp(10 * self.raw)
+
+    def forward(self, start: Tensor, end: Tensor) -> Tensor:
+        return neus_optical_depth(start, end, self.inv_s)
+
+
 def neus_alpha(start: Tensor, end: Tensor, inv_s: Tensor | float) -> Tensor:
     """Section opacity in [0,1] of the interval (NeuS, eq. 13)."""
     return -torch.expm1(-neus_optical_depth(start, end, inv_s))
@@ -116,8 +131,10 @@ def sdf_body(
     return Body(matter, sample)
 
 
-def neus_body(field: Callable[[Points], tuple], inv_s: Tensor | float, sample: Callable[[Rays], Samples]) -> Body:
-    """A body from a field -> sdf (M,), rgb (M,3), gradient (M,3), rendered as NeuS.
+def neus_body(
+    field: Callable[[Points], tuple], depth: Callable[[Tensor, Tensor], Tensor], sample: Callable[[Rays], Samples]
+) -> Body:
+    """A body from a field -> sdf (M,), rgb (M,3), gradient (M,3), and NeuS's optical depth between two SDF values.
 
     The SDF at both ends of an interval is that at the centre -+ half the slope along the ray, as in the paper's code.
     """
@@ -125,7 +142,7 @@ def neus_body(field: Callable[[Points], tuple], inv_s: Tensor | float, sample: C
     def matter(p: Points) -> Matter:
         sdf, rgb, gradient = field(p)
         half = 0.5 * p.length * (gradient * p.d).sum(-1)
-        return Matter(neus_optical_depth(sdf - half, sdf + half, inv_s), rgb, gradient)
+        return Matter(depth(sdf - half, sdf + half), rgb, gradient)
 
     return Body(matter, sample)
 

@@ -22,8 +22,8 @@ class SdfMlp(nn.Module):
     18 % off, so the last layer's distance is then fitted to it in closed form. The defaults are HOLD's.
     Points belong in a ball of about 1.5; beyond, the field is no distance.
 
-    encode: (M,3) -> (M,size) whose first three are the point itself; Fourier with `bands` when None. An nn.Module with
-    parameters is registered here.
+    The network sees the point and its encoding: Fourier with `bands`, or any module of `shapes.encodings` (with
+    `output_dim` and forward(x, jacobian); without the identity, which is there already).
     """
 
     def __init__(
@@ -35,19 +35,18 @@ class SdfMlp(nn.Module):
         feature: int = 256,
         radius: float = 0.6,
         norm: bool = True,
-        encode: Callable[[Tensor], Tensor] | None = None,
-        size: int | None = None,
+        encoding: nn.Module | None = None,
     ):
         super().__init__()
-        if (encode is None) != (size is None):
-            raise ValueError("a given encoding needs its size, and a size its encoding")
         if skip is not None and not 1 <= skip < depth:
             raise ValueError(f"the skip joins before layer 1 to {depth - 1}, not {skip}")
-        self.encode = encode if encode is not None else _Fourier(bands)
+        self.encoding = _Fourier(bands) if encoding is None else encoding
         self.skip = skip
-        e = size if size is not None else fourier_size(3, bands)
+        e = 3 + self.encoding.output_dim
         if skip is not None and e >= width:
-            raise ValueError(f"the encoding ({e}) must be smaller than the layers ({width}), into which it is joined")
+            raise ValueError(
+                f"layers of {width} are too narrow to join a point and encoding of {e}; widen, or skip=None"
+            )
         layers = []
         for k in range(depth + 1):
             d_in = e if k == 0 else width
@@ -73,7 +72,7 @@ class SdfMlp(nn.Module):
         """Least change of the last layer's first row that makes the field |x| - radius in the ball of 1.5."""
         r = 1.5 * torch.rand(points, 1) ** (1 / 3)
         x = r * nn.functional.normalize(torch.randn(points, 3), dim=-1)
-        h = self._hidden(self.encode(x)).double()
+        h = self._hidden(self._input(x)).double()
         h = torch.cat([h, torch.ones_like(h[:, :1])], -1)
         last = self.layers[-1]
         row = torch.cat([last.weight[0], last.bias[:1]]).double()
@@ -82,8 +81,11 @@ class SdfMlp(nn.Module):
         row += torch.linalg.solve(gram, h.T @ ((r[:, 0] - radius) - h @ row) / points)
         last.weight[0], last.bias[0] = row[:-1], row[-1]
 
+    def _input(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.encoding(x)], -1)
+
     def _hidden(self, e: Tensor) -> Tensor:
-        """Encoded points -> input of the last layer."""
+        """Points with their encoding -> input of the last layer."""
         h = e
         for k, layer in enumerate(self.layers[:-1]):
             h = torch.cat([h, e], -1) / math.sqrt(2) if k == self.skip else h
@@ -92,7 +94,7 @@ class SdfMlp(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (M,3) -> sdf (M,), feature (M,feature)."""
-        h = self.layers[-1](self._hidden(self.encode(x)))
+        h = self.layers[-1](self._hidden(self._input(x)))
         return h[:, 0], h[:, 1:]
 
     def sdf(self, x: Tensor) -> Tensor:
@@ -103,43 +105,47 @@ class SdfMlp(nn.Module):
         """x (M,3) -> sdf (M,), feature (M,feature), gradient of the sdf (M,3).
 
         The gradient is the chain rule written out, an ordinary part of the graph: losses on it need one backward only,
-        and inference needs no graph at all. `autograd_gradient` is the specification.
+        encodings no second derivative of their kernel, inference no graph. `autograd_gradient` is the specification.
         """
         linear = [(layer.weight, layer.bias) for layer in self.layers]  # weight norm is worked out once for both ways
-        wants_graph = torch.is_grad_enabled()
-        with torch.enable_grad():
-            at = x if x.requires_grad else x.detach().requires_grad_()
-            e = self.encode(at)
-        h = e if wants_graph else e.detach()
-        e_in, slopes = h, []
+        encoded, jacobian = self.encoding(x, jacobian=True)
+        e = h = torch.cat([x, encoded], -1)
+        slopes = []
         for k, (w, b) in enumerate(linear):
             if k:
                 slopes.append(torch.sigmoid(SHARPNESS * h))
                 h = nn.functional.softplus(h, SHARPNESS)
             if k == self.skip:
-                h = torch.cat([h, e_in], -1) / math.sqrt(2)
+                h = torch.cat([h, e], -1) / math.sqrt(2)
             h = nn.functional.linear(h, w, b)
         g = linear[-1][0][:1].expand(len(x), -1)  # d sdf / d (input of the last layer)
         g_e = None
         for k in range(len(linear) - 1, -1, -1):
             if k == self.skip:
                 g = g / math.sqrt(2)
-                split = g.shape[1] - e_in.shape[1]
-                g, g_e = g[:, :split], g[:, split:]
+                g, g_e = g.tensor_split([g.shape[1] - e.shape[1]], 1)
             if k:
                 g = (g * slopes[k - 1]) @ linear[k - 1][0]
         g = g if g_e is None else g + g_e
-        (gradient,) = torch.autograd.grad(e, at, g, create_graph=wants_graph)
+        gradient = g[:, :3] + (g[:, 3:, None] * jacobian).sum(1)
         return h[:, 0], h[:, 1:], gradient
 
 
 class _Fourier(nn.Module):
+    """`fourier` without the identity, as an encoding."""
+
     def __init__(self, bands: int):
         super().__init__()
-        self.bands = bands
+        self.bands, self.output_dim = bands, 6 * bands
 
-    def forward(self, x: Tensor) -> Tensor:
-        return fourier(x, self.bands)
+    def forward(self, x: Tensor, jacobian: bool = False):
+        e = fourier(x, self.bands)[:, 3:]
+        if not jacobian:
+            return e
+        sin, cos = e.reshape(len(x), self.bands, 2, 3).unbind(2)
+        rate = 2.0 ** torch.arange(self.bands, dtype=x.dtype, device=x.device)[:, None]
+        slope = torch.stack([rate * cos, -rate * sin], 2)  # each feature depends on one axis only
+        return e, torch.diag_embed(slope).reshape(len(x), self.output_dim, 3)
 
 
 def autograd_gradient(sdf: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = True) -> tuple[Tensor, Tensor]:
