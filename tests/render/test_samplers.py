@@ -7,8 +7,8 @@ import torch
 
 from handhold.kernels.grid import SdfGrid
 from handhold.render import samplers
+from handhold.render.medium import laplace_density
 from handhold.render.samplers import Bounds, Rays, Samples
-from handhold.render.volume import laplace_density
 from sdfs import box, rays, sphere
 
 F64 = torch.float64
@@ -202,7 +202,7 @@ def test_each_ray_ends_by_itself():
     b = samplers.sphere_bounds(r, 3.0)
     out = samplers.refine(counted, r, b, 0.003)
     assert len(out.rounds.unique()) >= 3
-    assert (asked == out.count).all()  # no ray pays for another
+    assert (asked == out.counts).all()  # no ray pays for another
     every = samplers.error_bounded(both, r, b, 0.003)
     check(every)
     for i in (0, 7, int(out.rounds.argmax())):
@@ -268,10 +268,10 @@ def test_occupancy_skips_only_what_is_empty():
     live = (k >= 0) & (k < s.live.shape[1]) & s.live.gather(1, k.clamp(0, s.live.shape[1] - 1))
     assert live[near].all()
     full = samplers.skip_empty(samplers.OccupancyGrid(torch.ones_like(grid.cells), lo, h), r, step=0.03)
-    assert s.count.sum() < 0.5 * full.count.sum()
+    assert s.counts.sum() < 0.5 * full.counts.sum()
     b = samplers.sphere_bounds(r, 0.3)
     inner = samplers.skip_empty(grid, r, b, step=0.03)
-    assert (inner.t >= b.near[:, None])[inner.count > 0].all() and (inner.t <= b.far[:, None])[inner.count > 0].all()
+    assert (inner.t >= b.near[:, None])[inner.counts > 0].all() and (inner.t <= b.far[:, None])[inner.counts > 0].all()
     nothing = samplers.skip_empty(samplers.OccupancyGrid(torch.zeros_like(grid.cells), lo, h), r)
     check(nothing)
     assert nothing.t.shape == (200, 2) and not nothing.live.any()

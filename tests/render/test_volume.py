@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from handhold.render import samplers, volume
+from handhold.render import medium, samplers, volume
 from handhold.render.samplers import Bounds, Rays, Samples
 from handhold.render.volume import Along, Body, Matter, composite, evaluate, render_rays
 from sdfs import box, coloured, rays, sphere
@@ -17,7 +17,7 @@ RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9)
 
 
 def logistic(inv_s):
-    return lambda a, b: volume.neus_optical_depth(a, b, inv_s)
+    return lambda a, b: medium.neus_optical_depth(a, b, inv_s)
 
 
 def along_z(n: int, dtype=torch.float64):
@@ -29,7 +29,7 @@ def even(lo: float, hi: float, n: int):
     return lambda r: samplers.stratified(Bounds(torch.full_like(r.o[:, 0], lo), torch.full_like(r.o[:, 0], hi)), n)
 
 
-def medium(sigma: float, color, sample) -> Body:
+def fog(sigma: float, color, sample) -> Body:
     return volume.density_body(
         lambda p: (torch.full_like(p.length, sigma), p.x.new_tensor(color).expand_as(p.x)), sample
     )
@@ -46,14 +46,14 @@ def test_laplace_density_has_its_golden_values():
     beta = 0.02
     s = torch.tensor([0.0, beta, -beta, 1e4 * beta, -1e4 * beta])
     want = torch.tensor([0.5, 0.183940, 0.816060, 0.0, 1.0]) / beta
-    torch.testing.assert_close(volume.laplace_density(s, beta), want, rtol=1e-5, atol=1e-7)
-    line = volume.laplace_density(torch.linspace(-0.3, 0.3, 1001), beta)
+    torch.testing.assert_close(medium.laplace_density(s, beta), want, rtol=1e-5, atol=1e-7)
+    line = medium.laplace_density(torch.linspace(-0.3, 0.3, 1001), beta)
     assert (line[1:] <= line[:-1]).all()
 
 
 def test_laplace_density_and_its_gradients_are_finite_in_float32():
     s = torch.tensor([0.0, 1.0, -1.0, 1e-8, -1e-8], requires_grad=True)
-    density = volume.LaplaceDensity(1e-4, least=1e-5)
+    density = medium.LaplaceDensity(1e-4, least=1e-5)
     out = density(s)
     g = torch.autograd.grad(out.sum(), [s, density.raw])
     assert out.isfinite().all() and all(x.isfinite().all() for x in g)
@@ -63,7 +63,7 @@ def test_laplace_density_and_its_gradients_are_finite_in_float32():
 def test_laplace_density_gradcheck():
     s = torch.tensor([0.0, 0.03, -0.05, 0.4], dtype=torch.float64, requires_grad=True)
     beta = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(volume.laplace_density, (s, beta))
+    assert gradcheck(medium.laplace_density, (s, beta))
 
 
 def test_neus_alpha_is_the_papers_quotient_and_telescopes():
@@ -71,25 +71,25 @@ def test_neus_alpha_is_the_papers_quotient_and_telescopes():
     s = 20.0
     phi = torch.sigmoid(s * f)
     want = ((phi[:-1] - phi[1:]) / phi[:-1]).clamp(min=0)
-    torch.testing.assert_close(volume.neus_alpha(f[:-1], f[1:], s), want)
-    tau = volume.neus_optical_depth(f[:-1], f[1:], s)
-    torch.testing.assert_close(tau[:3].sum(), volume.neus_optical_depth(f[0], f[3], s))  # however it is cut
+    torch.testing.assert_close(medium.neus_alpha(f[:-1], f[1:], s), want)
+    tau = medium.neus_optical_depth(f[:-1], f[1:], s)
+    torch.testing.assert_close(tau[:3].sum(), medium.neus_optical_depth(f[0], f[3], s))  # however it is cut
     assert (tau[3:] == 0).all()  # on the way out
 
 
 def test_learned_widths_start_where_they_are_told():
-    assert volume.LogisticDepth(50.0).inv_s.item() == pytest.approx(50.0)
-    assert volume.LaplaceDensity(0.05).beta.item() == pytest.approx(0.05)
+    assert medium.LogisticDepth(50.0).inv_s.item() == pytest.approx(50.0)
+    assert medium.LaplaceDensity(0.05).beta.item() == pytest.approx(0.05)
 
 
 def test_neus_alpha_is_safe_in_float32_and_gradchecks():
     far = torch.tensor([100.0, -100.0, 1.0], requires_grad=True)
-    out = volume.neus_alpha(far, far - 0.01, 1e3)
+    out = medium.neus_alpha(far, far - 0.01, 1e3)
     assert out.isfinite().all() and torch.autograd.grad(out.sum(), far)[0].isfinite().all()
     start = torch.tensor([0.1, 0.3, -0.1, 0.0], dtype=torch.float64, requires_grad=True)
     end = torch.tensor([0.05, -0.2, -0.3, 0.2], dtype=torch.float64, requires_grad=True)
     s = torch.tensor(7.0, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(volume.neus_alpha, (start, end, s))
+    assert gradcheck(medium.neus_alpha, (start, end, s))
 
 
 # ----------------------------------------------------------------------------------------------------- quadrature
@@ -98,8 +98,8 @@ def test_neus_alpha_is_safe_in_float32_and_gradchecks():
 @pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 1e3])
 def test_weights_and_what_is_left_sum_to_one(scale):
     tau = scale * torch.rand(200, 64, 3, generator=torch.Generator().manual_seed(0)) ** 4
-    w = volume.weights(tau)
-    left = volume.transmittance(tau.sum(-1))[:, -1]
+    w = medium.weights(tau)
+    left = medium.transmittance(tau.sum(-1))[:, -1]
     assert (w >= 0).all()
     torch.testing.assert_close(w.sum((1, 2)) + left, torch.ones(200), rtol=0, atol=1e-6)
 
@@ -107,26 +107,26 @@ def test_weights_and_what_is_left_sum_to_one(scale):
 def test_weights_gradcheck_in_empty_and_full_space():
     tau = torch.rand(2, 5, 2, dtype=torch.float64) * 2
     tau[0, :2], tau[1, 1, 0], tau[1, 3] = 0, 0, 1e-3
-    assert gradcheck(volume.weights, tau.requires_grad_())
+    assert gradcheck(medium.weights, tau.requires_grad_())
 
 
 def test_a_laplace_wall_is_seen_where_it_should_be():
     beta = 0.01
     r = along_z(1)
     body = volume.sdf_body(
-        coloured(wall, RED), lambda s: volume.laplace_density(s, beta), even(1 - 40 * beta, 1 + 40 * beta, 20001)
+        coloured(wall, RED), lambda s: medium.laplace_density(s, beta), even(1 - 40 * beta, 1 + 40 * beta, 20001)
     )
     seen = evaluate(r, [body])
 
     def passed_at_wall(seen):
         at = int((seen.t[0] - 1).abs().argmin())
-        return volume.transmittance(seen.tau.sum(-1))[0, at].item()
+        return medium.transmittance(seen.tau.sum(-1))[0, at].item()
 
     assert passed_at_wall(seen) == pytest.approx(math.exp(-0.5), abs=0.002)
     picture = composite(seen)
     assert picture.depth.item() - 1 == pytest.approx(0.343 * beta, rel=0.05)
     assert picture.median_depth.item() - 1 == pytest.approx(0.336 * beta, rel=0.05)
-    mid, w = 0.5 * (seen.t[:, 1:] + seen.t[:, :-1]), volume.weights(seen.tau)[..., 0]
+    mid, w = 0.5 * (seen.t[:, 1:] + seen.t[:, :-1]), medium.weights(seen.tau)[..., 0]
     assert ((w * (mid - picture.depth) ** 2).sum().sqrt() / beta).item() == pytest.approx(1.61, abs=0.02)
     torch.testing.assert_close(picture.normal, torch.tensor([[0.0, 0.0, -1.0]], dtype=torch.float64))
 
@@ -169,7 +169,7 @@ def test_98_samples_see_what_20000_see():
     r = along_z(40)
     r.o[:, 0] = torch.linspace(-0.3, 0.3, 40, dtype=torch.float64)
     r.o[:, 2] = -2
-    density = volume.LaplaceDensity(beta)
+    density = medium.LaplaceDensity(beta)
     few = volume.sdf_body(
         coloured(sphere, RED),
         density,
@@ -189,7 +189,7 @@ def test_median_depth_is_exact_in_a_constant_medium_and_has_a_gradient():
     out = render_rays(r, [body]).median_depth
     assert out.item() == pytest.approx(math.log(2) / 2)
     assert torch.autograd.grad(out, sigma)[0].item() == pytest.approx(-math.log(2) / 4)
-    assert render_rays(r, [medium(0.1, RED, even(0.0, 1.0, 4))]).median_depth.item() == 0
+    assert render_rays(r, [fog(0.1, RED, even(0.0, 1.0, 4))]).median_depth.item() == 0
 
 
 # --------------------------------------------------------------------------------------------------- joint medium
@@ -203,7 +203,7 @@ def test_two_unit_media_pass_exp_minus_two(shared):
 
     def body(color):
         own = samplers.stratified(bounds, 64, jitter=True, generator=g)
-        return medium(1.0, color, lambda r: own), own.t
+        return fog(1.0, color, lambda r: own), own.t
 
     (a, ta), (b, tb) = body(RED), body(BLUE)
     picture = render_rays(r, [a, b], shared=shared)
@@ -238,7 +238,7 @@ def two_bodies(beta: float = 0.01):
             lambda x, ray: sdf(x), r, samplers.sphere_bounds(r, radius, torch.tensor(centre, dtype=r.o.dtype)), beta
         )
 
-    density = lambda s: volume.laplace_density(s, beta)  # noqa: E731
+    density = lambda s: medium.laplace_density(s, beta)  # noqa: E731
     return [
         volume.sdf_body(coloured(sphere, RED), density, shell(sphere, 0.6, (0.0, 0.0, 0.0))),
         volume.neus_body(coloured(box, BLUE), logistic(1 / beta), shell(box, 0.7, (0.5, 0.1, 0.0))),
@@ -249,8 +249,8 @@ def test_order_of_bodies_and_empty_bodies_change_nothing():
     r = rays(300)
     a, b = two_bodies()
     background = torch.tensor([0.2, 0.7, 0.3])
-    empty = medium(0.0, (5.0, 5.0, 5.0), even(0.5, 4.0, 33))
-    missed = medium(1.0, RED, lambda r: samplers.stratified(samplers.sphere_bounds(r, 1.0, 50.0), 9))
+    empty = fog(0.0, (5.0, 5.0, 5.0), even(0.5, 4.0, 33))
+    missed = fog(1.0, RED, lambda r: samplers.stratified(samplers.sphere_bounds(r, 1.0, 50.0), 9))
     with torch.no_grad():
         ab, ba = render_rays(r, [a, b], background), render_rays(r, [b, a], background)
         torch.testing.assert_close(ab.rgb, ba.rgb, rtol=0, atol=1e-6)
@@ -287,7 +287,7 @@ def test_own_samples_give_the_joint_medium_too():
         own = render_rays(r, [counted(b) for b in bodies], shared=False)
         own_cost, asked = sum(asked), []
         common = render_rays(r, [counted(b) for b in bodies])
-        empty = medium(0.0, RED, even(0.5, 4.0, 33))
+        empty = fog(0.0, RED, even(0.5, 4.0, 33))
         more = render_rays(r, [empty, *bodies], shared=False)
     assert own_cost < 0.7 * sum(asked)  # the bodies' bounds overlap in part
     for x in (own, common):
@@ -308,7 +308,7 @@ def test_frames_reach_samplers_and_fields():
     def field(p):
         return coloured(sphere, RED)(p._replace(x=p.x - shift[p.frame]))
 
-    body = volume.sdf_body(field, lambda s: volume.laplace_density(s, 0.02), sample)
+    body = volume.sdf_body(field, lambda s: medium.laplace_density(s, 0.02), sample)
     with torch.no_grad():
         moving = render_rays(r, [body], chunk=11)
         for k in range(3):
@@ -325,7 +325,7 @@ def test_a_body_is_not_asked_outside_its_own_samples():
         return torch.ones_like(p.length), torch.ones_like(p.x)
 
     ball = volume.density_body(field, lambda r: samplers.stratified(samplers.sphere_bounds(r, 0.5), 17))
-    seen = evaluate(r, [ball, medium(1.0, RED, even(0.0, 6.0, 40))])
+    seen = evaluate(r, [ball, fog(1.0, RED, even(0.0, 6.0, 40))])
     assert max(far) <= 0.5
     mid = 0.5 * (seen.t[:, 1:] + seen.t[:, :-1])
     outside = (r.o[:, None] + mid[..., None] * r.d[:, None]).norm(dim=-1) > 0.5
@@ -341,7 +341,7 @@ def test_bodies_of_both_densities_have_gradients(shared):
 
     def render(o, beta, s):
         fixed = [even(1.5, 3.5, 7), even(1.7, 3.4, 6)]
-        a = volume.sdf_body(coloured(sphere, RED), lambda f: volume.laplace_density(f, beta), fixed[0])
+        a = volume.sdf_body(coloured(sphere, RED), lambda f: medium.laplace_density(f, beta), fixed[0])
         b = volume.neus_body(coloured(box, BLUE), logistic(s), fixed[1])
         out = render_rays(Rays(o, r.d), [a, b], torch.ones(3, dtype=torch.float64), shared=shared)
         return out.rgb, out.depth, out.shares, out.alone
@@ -388,9 +388,9 @@ def test_composite_gradcheck():
 def test_background_is_exact_behind_nothing_and_hidden_behind_matter():
     r = along_z(2, torch.float32)
     color = torch.tensor([0.3, 0.123, 0.9])
-    assert (render_rays(r, [medium(0.0, RED, even(0.0, 1.0, 9))], color).rgb == color).all()
+    assert (render_rays(r, [fog(0.0, RED, even(0.0, 1.0, 9))], color).rgb == color).all()
     assert (render_rays(r, [], color).rgb == color).all()
-    solid = medium(1e4, RED, even(0.0, 1.0, 9))
+    solid = fog(1e4, RED, even(0.0, 1.0, 9))
     assert (render_rays(r, [solid], color).rgb == render_rays(r, [solid], 1 - color).rgb).all()
 
 
@@ -410,8 +410,8 @@ def test_inverted_sphere_closes_the_scene():
     assert (s[:, 1:] < s[:, :-1]).all() and s.max() < 1 and s.min() > 0
     white = volume.inverted_sphere(lambda p: (p.x[:, 3], torch.ones_like(p.x[:, :3])), 3.0)
     torch.testing.assert_close(white(r), torch.ones(64, 3, dtype=torch.float64))
-    fog = medium(0.3, (0.0, 0.0, 0.0), even(0.0, 2.0, 9))
-    picture = render_rays(r, [fog], white, chunk=20)
+    haze = fog(0.3, (0.0, 0.0, 0.0), even(0.0, 2.0, 9))
+    picture = render_rays(r, [haze], white, chunk=20)
     torch.testing.assert_close(picture.rgb, torch.full_like(r.o, math.exp(-0.6)))
 
 
@@ -452,7 +452,7 @@ def test_no_rays_and_rays_that_miss():
 
 def test_samples_may_be_padded():
     r = along_z(1)
-    plain = render_rays(r, [medium(1.0, RED, even(0.0, 1.0, 5))])
+    plain = render_rays(r, [fog(1.0, RED, even(0.0, 1.0, 5))])
     t = torch.tensor([[0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]], dtype=torch.float64)
     padded = Samples(t, t[:, 1:] > t[:, :-1])
-    torch.testing.assert_close(render_rays(r, [medium(1.0, RED, lambda r: padded)]).rgb, plain.rgb)
+    torch.testing.assert_close(render_rays(r, [fog(1.0, RED, lambda r: padded)]).rgb, plain.rgb)

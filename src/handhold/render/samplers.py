@@ -6,6 +6,7 @@ t. What is ragged is padded with zero-length intervals that are not live.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.grid import SdfGrid
+from .medium import laplace_density, transmittance, weights
 
 TINY = 1e-12
 
@@ -33,7 +35,7 @@ class Samples(NamedTuple):
     live: Tensor  # (N,S-1) bool: may the interval hold matter? False in gaps, in padding and on rays that miss
 
     @property
-    def count(self) -> Tensor:
+    def counts(self) -> Tensor:
         """(N,) live intervals of each ray."""
         return self.live.sum(-1)
 
@@ -76,7 +78,7 @@ def camera_rays(K: Tensor, world_from_cam: Tensor, xy: Tensor, frame: Tensor | N
 
 
 def sphere_bounds(rays: Rays, radius: float, centre: Tensor | float = 0.0, near: float = 0.0) -> Bounds:
-    """Part of each ray inside a sphere, at least `near` from the origin, which may be inside or outside."""
+    """Part of each ray inside a sphere round `centre` ((3,) or (N,3)), at least `near` from the ray's origin."""
     p, d = (rays.o - centre).detach(), rays.d.detach()
     b = (p * d).sum(-1)
     # The squared distance of the line from the centre, not b^2 - p.p + r^2: that cancels for a far camera.
@@ -87,7 +89,7 @@ def sphere_bounds(rays: Rays, radius: float, centre: Tensor | float = 0.0, near:
 
 
 def box_bounds(rays: Rays, lo: Tensor, hi: Tensor, near: float = 0.0) -> Bounds:
-    """Part of each ray inside the axis-aligned box from lo (3,) to hi (3,), at least `near` from the origin."""
+    """Part of each ray inside the axis-aligned box from lo (3,) to hi (3,), at least `near` from the ray's origin."""
     o, d = rays.o.detach(), rays.d.detach()
     # A direction of 0 becomes a tiny one: the slab test then needs no special case and meets no 0/0.
     safe = torch.where(d.abs() < TINY, torch.full_like(d, TINY), d)
@@ -133,18 +135,18 @@ def stratified(bounds: Bounds, n: int, jitter: bool = False, generator: torch.Ge
 @torch.no_grad()
 def inverse_cdf(
     t: Tensor,
-    weights: Tensor,
+    mass: Tensor,
     n: int,
     jitter: bool = False,
     floor: float = 1e-5,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """n positions (N,n), sorted, whose density is constant in each interval of t (N,S) and in mass as weights (N,S-1).
+    """n positions (N,n), sorted, with a constant density in each interval of t (N,S) that holds a mass (N,S-1).
 
     `floor` is the share of the mass that is spread by length, so that nothing is ruled out and a ray without weight is
     sampled evenly. Without jitter the positions are the centres of n equal shares of the mass.
     """
-    t, w = t.detach(), weights.detach().clamp(min=0)
+    t, w = t.detach(), mass.detach().clamp(min=0)
     length = t[:, 1:] - t[:, :-1]
     w = w / w.sum(-1, keepdim=True).clamp(min=TINY) + floor * length / length.sum(-1, keepdim=True).clamp(min=TINY)
     cdf = torch.nn.functional.pad(w.cumsum(-1), (1, 0))
@@ -160,13 +162,13 @@ def inverse_cdf(
 
 
 def importance(
-    samples: Samples, weights: Tensor, n: int, jitter: bool = False, generator: torch.Generator | None = None
+    samples: Samples, mass: Tensor, n: int, jitter: bool = False, generator: torch.Generator | None = None
 ) -> Samples:
-    """The same edges and n more where weights (N,S-1) are; a dead interval gets none.
+    """The same edges and n more where the mass (N,S-1), its weights, is; a dead interval gets none.
 
     NeRF's fine pass: Mildenhall et al., ECCV 2020, section 5.2.
     """
-    more = inverse_cdf(samples.t, weights * samples.live, n, jitter, 0.0, generator)
+    more = inverse_cdf(samples.t, mass * samples.live, n, jitter, 0.0, generator)
     t, live = merge([samples, Samples(more, torch.zeros_like(more[:, 1:], dtype=torch.bool))])
     return Samples(t, live[..., 0])
 
@@ -182,7 +184,7 @@ class Bounded(NamedTuple):
     beta: Tensor  # (N,) the least width, not below the wanted one, for which the bound holds
     bound: Tensor  # (N,) the bound at the wanted width; <= eps where the sampler converged
     rounds: Tensor  # (N,) refinements made
-    count: Tensor  # (N,) samples before the padding
+    counts: Tensor  # (N,) samples before the padding
 
 
 def free_distance(sdf: Tensor, length: Tensor) -> Tensor:
@@ -212,10 +214,7 @@ def opacity_error_bound(length: Tensor, sdf: Tensor, free: Tensor, beta: Tensor)
     """
     b = beta[:, None]
     e = length**2 * torch.exp(-free / b) / (4 * b * b)
-    s = sdf[:, :-1]
-    near = 0.5 * torch.exp(-s.abs() / b)
-    tau = torch.where(s > 0, near, 1 - near) / b * length
-    passed = torch.exp(tau - tau.cumsum(-1))  # transmittance before the interval
+    passed = transmittance(laplace_density(sdf[:, :-1], b) * length)[:, :-1]
     return passed * torch.expm1(e.cumsum(-1).clamp(max=60)), passed * e
 
 
@@ -256,7 +255,7 @@ def refine(
         free = free_distance(f, length)
         worst, part = opacity_error_bound(length, f, free, beta[ray])
         bound = worst.amax(-1)
-        wide = torch.maximum(beta[ray], (length.square().sum(-1) / (4 * torch.log1p(torch.tensor(eps)))).sqrt())
+        wide = torch.maximum(beta[ray], (length.square().sum(-1) / (4 * math.log1p(eps))).sqrt())
         todo = bound > eps
         wide = torch.where(todo, wide, beta[ray])
         at = torch.nonzero(todo)[:, 0]
@@ -276,7 +275,7 @@ def refine(
             break
         ray, t, f = ray[at], t[at], f[at]
         part = opacity_error_bound(length[at], f, free[at], hi)[1]
-        # By each interval's own part, not by the paper's running sum: that takes 0.7 rounds where the sum takes 1.2.
+        # By each interval's own part; the paper's running sum takes 1.2 rounds where this takes 0.7.
         new = inverse_cdf(t, part, more)
         new_f = _query(sdf, rays, ray, new)
         t, order = torch.cat([t, new], -1).sort(-1)
@@ -303,15 +302,10 @@ def error_bounded(
     For NeuS give beta = 1 / inv_s: the logistic's tails are as wide.
     """
     r = refine(sdf, rays, bounds, beta, **settings)
-    length = r.t[:, 1:] - r.t[:, :-1]
-    b = r.beta[:, None]
-    s = r.sdf[:, :-1]
-    near = 0.5 * torch.exp(-s.abs() / b)
-    tau = torch.where(s > 0, near, 1 - near) / b * length
-    weights = torch.exp(tau - tau.cumsum(-1)) * -torch.expm1(-tau)
-    t = inverse_cdf(r.t, weights, n, jitter, generator=generator)
+    tau = laplace_density(r.sdf[:, :-1], r.beta[:, None]) * (r.t[:, 1:] - r.t[:, :-1])
+    t = inverse_cdf(r.t, weights(tau), n, jitter, generator=generator)
     u = torch.linspace(0, 1, extra, dtype=t.dtype, device=t.device)
-    pick = (u * (r.count - 1)[:, None]).round().long()
+    pick = (u * (r.counts - 1)[:, None]).round().long()
     t = torch.cat([t, r.t.gather(1, pick)], -1).sort(-1).values
     return Samples(t, t[:, 1:] > t[:, :-1])
 
