@@ -1,0 +1,32 @@
+"""Whether the Triton kernels can run here. Imports nothing heavy, so it may be asked on any machine."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+
+@functools.cache
+def why_unavailable() -> str:
+    """Why `available()` is False, in words; empty when it is True."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; install handhold[gpu] (Linux with an NVIDIA GPU)"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device; install a CUDA build of torch on a machine with an NVIDIA GPU"
+    major, minor = torch.cuda.get_device_capability()
+    if major < 7:
+        return f"Triton needs compute capability 7.0 or newer, and this GPU has {major}.{minor}"
+    return ""
+
+
+def available() -> bool:
+    """True when Triton is installed and torch sees a CUDA device it can compile for."""
+    return not why_unavailable()
+
+
+def interpreted() -> bool:
+    """True when the kernels run in Triton's interpreter, on CPU tensors; the variable is read when they are imported."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
