@@ -1,10 +1,13 @@
-"""Whether the Triton kernels can run here. Imports nothing heavy, so it may be asked on any machine."""
+"""Whether the Triton kernels can run here. Imports no Triton, so it may be asked on any machine."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
+
+import torch
 
 
 @functools.cache
@@ -12,8 +15,6 @@ def why_unavailable() -> str:
     """Why `available()` is False, in words; empty when it is True."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; install handhold[gpu] (Linux with an NVIDIA GPU)"
-    import torch
-
     if not torch.cuda.is_available():
         return "torch sees no CUDA device; install a CUDA build of torch on a machine with an NVIDIA GPU"
     major, minor = torch.cuda.get_device_capability()
@@ -30,3 +31,8 @@ def available() -> bool:
 def interpreted() -> bool:
     """True when the kernels run in Triton's interpreter, on CPU tensors; the variable is read when they are imported."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def on(t: torch.Tensor):
+    """Context in which `t`'s device is the one that kernels are launched on."""
+    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()

@@ -6,7 +6,6 @@ says whether it can run here. The result does not depend on the order in which p
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from . import splat_triton_project as project
 from . import splat_triton_raster as raster
-from ._triton import interpreted
+from ._triton import interpreted, on
 
 MAX_FEATURES = 16  # in one pass; more would spill registers
 MAX_SLOTS = 2**31 - 2**16
@@ -97,12 +96,8 @@ def intersections(
     """Number of (Gaussian, tile) pairs of this view. Synchronises with the device."""
     options = _Options(width, height, -1, 0, None, launch)
     tensors = [t.detach().contiguous() for t in (means, quats, scales, opacities, means, viewmat, K)]
-    with _on(means):
+    with on(means):
         return int(_project(tensors, None, None, options)[3].sum()) if len(means) else 0
-
-
-def _on(t: Tensor):
-    return torch.cuda.device(t.device) if t.is_cuda else contextlib.nullcontext()
 
 
 def _power_of_2(n: int) -> int:
@@ -142,8 +137,8 @@ class _Lists:
         return len(self.slot)
 
 
-def _bin(record: Tensor, box: Tensor, key: Tensor, tiles: Tensor, n_tiles: int, tiles_x: int, capacity) -> _Lists:
-    """Sort by depth, then stably by tile: no 64-bit keys, and slots come out in Gaussian order by themselves."""
+def _bin(record: Tensor, box: Tensor, key: Tensor, tiles: Tensor, tile, n_tiles: int, tiles_x: int, capacity):
+    """_Lists. Sort by depth, then stably by tile: no 64-bit keys, and slots come out in Gaussian order by themselves."""
     n, device = len(key), key.device
     order = torch.sort(key, stable=True)[1]
     ends = tiles[order].cumsum(0)
@@ -155,8 +150,9 @@ def _bin(record: Tensor, box: Tensor, key: Tensor, tiles: Tensor, n_tiles: int, 
     slot_tile = torch.empty(capacity, dtype=narrow, device=device)
     slot_owner = torch.empty(capacity, dtype=torch.int32, device=device)
     raster.emit[(triton.cdiv(capacity, 256),)](
-        order, ends, box, slot_tile, slot_owner, n, capacity, n.bit_length(), n_tiles, tiles_x, BLOCK=256, num_warps=4
-    )
+        order, ends, box, record, slot_tile, slot_owner, n, capacity, n.bit_length(), n_tiles, tiles_x,
+        ROW=record.shape[1], TX=tile[0], TY=tile[1], BLOCK=256, num_warps=4,
+    )  # fmt: skip
     sorted_tile, slot = torch.sort(slot_tile, stable=True)
     drawn, owner = record.new_empty(capacity, record.shape[1]), torch.empty_like(slot_owner)
     start = torch.empty(n_tiles + 1, dtype=torch.int32, device=device)
@@ -182,9 +178,9 @@ class _Rasterize(torch.autograd.Function):
             ctx.mark_non_differentiable(median)
             return out, alpha, median
         tiles_x, tiles_y = triton.cdiv(w, tx), triton.cdiv(h, ty)
-        with _on(means):
+        with on(means):
             record, box, key, tiles = _project(tensors, features, ids, options)
-            lists = _bin(record, box, key, tiles, tiles_x * tiles_y, tiles_x, options.capacity)
+            lists = _bin(record, box, key, tiles, (tx, ty), tiles_x * tiles_y, tiles_x, options.capacity)
             out = means.new_empty(h, w, 4 + n_features + options.n_ids)
             alpha, final_T = means.new_empty(h, w), means.new_empty(h, w)
             last, median = torch.empty(2, h, w, dtype=torch.int32, device=means.device).unbind(0)
@@ -211,7 +207,7 @@ class _Rasterize(torch.autograd.Function):
         w, h, (tx, ty), row = options.width, options.height, options.launch.tile, record.shape[1]
         tiles_x, tiles_y = triton.cdiv(w, tx), triton.cdiv(h, ty)
         columns, blocks = _power_of_2(project.SUMS + n_features), triton.cdiv(n, 64)
-        with _on(means):
+        with on(means):
             slots = means.new_zeros(len(slot), columns)
             raster.raster_backward[(tiles_x * tiles_y,)](
                 drawn, slot, start, v_out.contiguous(), v_alpha.contiguous(), final_T, last, slots, w, h, tiles_x,

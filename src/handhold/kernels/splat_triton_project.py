@@ -284,12 +284,10 @@ def project_backward(
     else:
         d, inv_d = _direction(V, m)
         basis = _sh_basis(d, DEGREE)
-        drawn = tl.where(_sh_color(colors, n, seen, basis, COEFFICIENTS, 0) >= 0, seen, False)
-        c0 = tl.load(sum_of, drawn, 0.0)
-        drawn = tl.where(_sh_color(colors, n, seen, basis, COEFFICIENTS, 1) >= 0, seen, False)
-        c1 = tl.load(sum_of + 1, drawn, 0.0)
-        drawn = tl.where(_sh_color(colors, n, seen, basis, COEFFICIENTS, 2) >= 0, seen, False)
-        c2 = tl.load(sum_of + 2, drawn, 0.0)
+        # Positive exactly where the clamp at 0 lets the gradient pass (but for a colour of exactly 0).
+        c0 = tl.load(sum_of, seen & (tl.load(row + 8, seen, 0.0) > 0), 0.0)
+        c1 = tl.load(sum_of + 1, seen & (tl.load(row + 9, seen, 0.0) > 0), 0.0)
+        c2 = tl.load(sum_of + 2, seen & (tl.load(row + 10, seen, 0.0) > 0), 0.0)
         weights = ()
         for i in tl.static_range(COEFFICIENTS):
             if i < len(basis):

@@ -29,9 +29,38 @@ def _count_below(sorted_values, limit, length, steps, valid):
     return lo
 
 
+@triton.jit
+def _least_on_edge(p, lo, hi, a, b, c):
+    """Least of (a p^2 + c q^2) / 2 + b p q for q in [lo, hi]."""
+    q = tl.minimum(tl.maximum(-b * p / c, lo), hi)
+    return p * (0.5 * a * p + b * q) + 0.5 * c * q * q
+
+
+@triton.jit
+def _reaches(row, used, tile_x, tile_y, TX: tl.constexpr, TY: tl.constexpr):
+    """Whether the ellipse sigma <= ln(255 opacity) meets the rectangle of the tile's pixel centres."""
+    a, b, c = tl.load(row + 2, used, 1.0), tl.load(row + 3, used, 0.0), tl.load(row + 4, used, 1.0)
+    x0 = tile_x.to(tl.float32) * TX + 0.5 - tl.load(row, used, 0.0)
+    y0 = tile_y.to(tl.float32) * TY + 0.5 - tl.load(row + 1, used, 0.0)
+    x1, y1 = x0 + (TX - 1), y0 + (TY - 1)
+    nearest_x, nearest_y = tl.minimum(tl.maximum(0.0, x0), x1), tl.minimum(tl.maximum(0.0, y0), y1)
+    # sigma is convex: from a centre outside, the nearest point lies on an edge that faces it.
+    on_x, on_y = _least_on_edge(nearest_x, y0, y1, a, b, c), _least_on_edge(nearest_y, x0, x1, c, b, a)
+    least = tl.minimum(tl.where(nearest_x != 0, on_x, float("inf")), tl.where(nearest_y != 0, on_y, float("inf")))
+    least = tl.where((nearest_x == 0) & (nearest_y == 0), 0.0, least)
+    return ~(least > tl.load(row + 6, used, 0.0) * 1.0001 + 1e-4)  # rounding may only let too much through
+
+
 @triton.jit(do_not_specialize=["count", "capacity", "steps", "n_tiles", "tiles_x"])
-def emit(order, ends, box, slot_tile, slot_owner, count, capacity, steps, n_tiles, tiles_x, BLOCK: tl.constexpr):
-    """Tile and owner of each slot, Gaussians in depth order. A slot past the last one gets tile n_tiles: sorted away."""
+def emit(
+    order, ends, box, record, slot_tile, slot_owner, count, capacity, steps, n_tiles, tiles_x,
+    ROW: tl.constexpr, TX: tl.constexpr, TY: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Tile and owner of each slot, Gaussians in depth order.
+
+    A slot past the last one, or of a tile in the box that the ellipse misses, gets tile n_tiles: it is sorted to the end
+    and never drawn.
+    """
     j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = j < capacity
     rank = _count_below(ends, j + 1, count, steps, valid)
@@ -40,8 +69,10 @@ def emit(order, ends, box, slot_tile, slot_owner, count, capacity, steps, n_tile
     first = tl.load(ends + rank - 1, used & (rank > 0), 0)
     x0, y0, x1 = tl.load(box + 4 * n, used, 0), tl.load(box + 4 * n + 1, used, 0), tl.load(box + 4 * n + 2, used, 1)
     local, across = (j - first).to(tl.int32), tl.maximum(x1 - x0, 1)
-    tile = (y0 + local // across) * tiles_x + x0 + local % across
-    tl.store(slot_tile + j, tl.where(used, tile, n_tiles).to(slot_tile.dtype.element_ty), valid)
+    tile_x, tile_y = x0 + local % across, y0 + local // across
+    drawn = used & _reaches(record + n * ROW, used, tile_x, tile_y, TX, TY)
+    tile = tl.where(drawn, tile_y * tiles_x + tile_x, n_tiles)
+    tl.store(slot_tile + j, tile.to(slot_tile.dtype.element_ty), valid)
     tl.store(slot_owner + j, n.to(tl.int32), valid)
 
 
@@ -73,6 +104,14 @@ def _read(row, here, FIELDS: tl.constexpr):
 
 
 @triton.jit
+def _part(fields, first: tl.constexpr, N: tl.constexpr):
+    out = ()
+    for i in tl.static_range(N):
+        out = out + (fields[first + i],)
+    return out
+
+
+@triton.jit
 def _zeros(like, N: tl.constexpr):
     out = ()
     for _ in tl.static_range(N):
@@ -81,13 +120,13 @@ def _zeros(like, N: tl.constexpr):
 
 
 @triton.jit
-def _accumulate(acc, w, g, o: tl.constexpr, F: tl.constexpr, IDS: tl.constexpr):
-    """acc + w * [rgb, depth, features, one-hot body]; o: where the record starts in g."""
-    out = (acc[0] + w * g[o + 8], acc[1] + w * g[o + 9], acc[2] + w * g[o + 10], acc[3] + w * g[o + 7])
+def _accumulate(acc, w, r, F: tl.constexpr, IDS: tl.constexpr):
+    """acc + w * [rgb, depth, features, one-hot body] of record r."""
+    out = (acc[0] + w * r[8], acc[1] + w * r[9], acc[2] + w * r[10], acc[3] + w * r[7])
     for i in tl.static_range(F):
-        out = out + (acc[4 + i] + w * g[o + 12 + i],)
+        out = out + (acc[4 + i] + w * r[12 + i],)
     for i in tl.static_range(IDS):
-        out = out + (acc[4 + F + i] + tl.where(g[o + 11] == i, w, 0.0),)
+        out = out + (acc[4 + F + i] + tl.where(r[11] == i, w, 0.0),)
     return out
 
 
@@ -125,16 +164,16 @@ def raster_forward(
         for u in tl.static_range(UNROLL):  # all loads first: one wait for memory instead of UNROLL
             g = g + _read(drawn + (k + u).to(tl.int64) * ROW, k + u < e, FIELDS)
         for u in tl.static_range(UNROLL):
-            o: tl.constexpr = u * FIELDS
-            dx, dy = x - g[o], y - g[o + 1]
-            sigma = dx * (0.5 * g[o + 2] * dx + g[o + 3] * dy) + 0.5 * g[o + 4] * dy * dy
-            hit = alive & (sigma >= 0) & (sigma <= g[o + 6])
-            a = tl.minimum(g[o + 5] * tl.exp(-sigma), ALPHA_MAX)
+            r = _part(g, u * FIELDS, FIELDS)
+            dx, dy = x - r[0], y - r[1]
+            sigma = dx * (0.5 * r[2] * dx + r[3] * dy) + 0.5 * r[4] * dy * dy
+            hit = alive & (sigma >= 0) & (sigma <= r[6])
+            a = tl.minimum(r[5] * tl.exp(-sigma), ALPHA_MAX)
             after = T * (1.0 - a)
             stop = hit & (after <= STOP)  # the Gaussian that would bring T to 1e-4 is not drawn, nor any behind it
             alive = alive & ~stop
             hit = hit & ~stop
-            acc = _accumulate(acc, tl.where(hit, a * T, 0.0), g, o, F, IDS)
+            acc = _accumulate(acc, tl.where(hit, a * T, 0.0), r, F, IDS)
             rank_last = tl.where(hit, k + u - s + 1, rank_last)
             rank_half = tl.where(hit & (T > 0.5) & (after <= 0.5), k + u - s + 1, rank_half)
             T = tl.where(hit, after, T)
@@ -185,22 +224,22 @@ def raster_backward(
         for u in tl.static_range(UNROLL):
             g = g + _read(drawn + (k - u).to(tl.int64) * ROW, k - u >= s, FIELDS)
         for u in tl.static_range(UNROLL):
-            o: tl.constexpr = u * FIELDS
-            dx, dy = x - g[o], y - g[o + 1]
-            sigma = dx * (0.5 * g[o + 2] * dx + g[o + 3] * dy) + 0.5 * g[o + 4] * dy * dy
-            hit = (rank_last >= k - u - s + 1) & (sigma >= 0) & (sigma <= g[o + 6])
+            r = _part(g, u * FIELDS, FIELDS)
+            dx, dy = x - r[0], y - r[1]
+            sigma = dx * (0.5 * r[2] * dx + r[3] * dy) + 0.5 * r[4] * dy * dy
+            hit = (rank_last >= k - u - s + 1) & (sigma >= 0) & (sigma <= r[6])
             if tl.max(hit.to(tl.int32)) > 0:
                 visible = tl.exp(-sigma)
-                raw = g[o + 5] * visible
+                raw = r[5] * visible
                 a = tl.where(hit, tl.minimum(raw, ALPHA_MAX), 0.0)
                 inv = 1.0 / (1.0 - a)
                 T = T * inv
                 w = a * T
-                dot = V[0] * g[o + 8] + V[1] * g[o + 9] + V[2] * g[o + 10] + V[3] * g[o + 7]
+                dot = V[0] * r[8] + V[1] * r[9] + V[2] * r[10] + V[3] * r[7]
                 for i in tl.static_range(F):
-                    dot += V[4 + i] * g[o + 12 + i]
+                    dot += V[4 + i] * r[12 + i]
                 for i in tl.static_range(IDS):
-                    dot += tl.where(g[o + 11] == i, V[4 + F + i], 0.0)
+                    dot += tl.where(r[11] == i, V[4 + F + i], 0.0)
                 q = tl.where(hit & (raw <= ALPHA_MAX), visible * (T * dot - inv * behind), 0.0)
                 behind += w * dot
                 qx, qy = q * dx, q * dy
@@ -226,9 +265,9 @@ def slot_sum(order, ends, slots, sums, capacity, SLOT: tl.constexpr, ROWS: tl.co
     rank = tl.program_id(0)
     e = tl.minimum(tl.load(ends + rank), capacity)
     j = tl.minimum(tl.load(ends + rank - 1, rank > 0, 0), capacity)
-    column, r = tl.arange(0, SLOT), tl.arange(0, ROWS)
+    column, i = tl.arange(0, SLOT), tl.arange(0, ROWS)
     total = tl.zeros((ROWS, SLOT), tl.float32)
     while j < e:
-        total += tl.load(slots + (j + r[:, None]) * SLOT + column[None, :], j + r[:, None] < e, 0.0)
+        total += tl.load(slots + (j + i[:, None]) * SLOT + column[None, :], j + i[:, None] < e, 0.0)
         j += ROWS
     tl.store(sums + tl.load(order + rank) * SLOT + column, tl.sum(total, 0))
