@@ -39,7 +39,7 @@ def bumpy_sphere(n: int, px: int, backend: str) -> Callable[[], None]:
     K = torch.tensor([[2.0 * px, 0, px / 2], [0, 2.0 * px, px / 2], [0, 0, 1]])
 
     def step():
-        out, alpha = rasterize(*leaves, K, px, px, sh_degree=3, backend=backend)
+        out, alpha, _ = rasterize(*leaves, K, px, px, sh_degree=3, backend=backend)
         torch.autograd.backward([out, alpha], [torch.ones_like(out), torch.ones_like(alpha)])
 
     return step

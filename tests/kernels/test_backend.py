@@ -91,7 +91,7 @@ from handhold.kernels.ssim import ssim_mean
 g = torch.Generator().manual_seed(0)
 n = 200
 m = torch.randn(n, 3, generator=g) * 0.1 + torch.tensor([0, 0, 0.6])
-out, alpha = rasterize(m, torch.randn(n, 4, generator=g), torch.full((n, 3), 0.01), torch.rand(n, generator=g),
+out, alpha, _ = rasterize(m, torch.randn(n, 4, generator=g), torch.full((n, 3), 0.01), torch.rand(n, generator=g),
     torch.rand(n, 3, generator=g), torch.eye(4), torch.tensor([[50., 0, 16], [0, 50, 16], [0, 0, 1]]), 32, 32)
 s = ssim_mean(out[..., :3].permute(2, 0, 1).clamp(0, 1), torch.full((3, 32, 32), 0.5))
 print(kernels.info()["isa"], f"{out.double().sum():.9f} {alpha.double().sum():.9f} {s:.9f}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING
 from ..errors import HandholdError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
 
 ABI_VERSION = 1
-BACKENDS = ("cpu", "torch")
+BACKENDS = ("cpu", "triton", "torch")
 
 _I, _L, _F, _P = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _LO = _F * 3  # grid origin
@@ -28,8 +31,8 @@ _SIGNATURES = {
     "hh_grid_adam": (None, [_L, _P, _P, _P, _P, _F, _F, _F, _F, _I, _F, _I]),
     "hh_render_forward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _I]),
     "hh_render_backward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _P, _P, _P, _P, _P, _I]),
-    "hh_splat_forward": (_P, [_I] * 6 + [_P] * 10 + [_I]),
-    "hh_splat_backward": (_I, [_P] * 14 + [_I]),
+    "hh_splat_forward": (_P, [_I] * 8 + [_P] * 13 + [_I]),
+    "hh_splat_backward": (_I, [_P] * 16 + [_I]),
     "hh_splat_free": (None, [_P]),
     "hh_ssim": (_I, [_P, _P, _I, _I, _I, _P, _P, _I]),
 }
@@ -91,27 +94,54 @@ def lib() -> ctypes.CDLL:
     return found
 
 
-def resolve_backend(backend: str | None = None, *tensors: torch.Tensor | None) -> str:
-    """ "cpu" or "torch" for an op on these tensors.
+def _triton_missing() -> str:
+    """Why Triton kernels cannot run here; empty when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed; run: pip install 'handhold[gpu]'"
+    return ""
 
-    An explicit "cpu" raises when the kernels or the tensors do not allow it; HANDHOLD_BACKEND=cpu raises only when the
-    kernels are missing, since float64 and CUDA tensors always take the torch path.
+
+def resolve_backend(
+    backend: str | None = None, *tensors: torch.Tensor | None, triton: Callable[[], object] | None = None
+) -> str:
+    """ "cpu", "triton" or "torch" for an op on these tensors.
+
+    `triton` imports the op's Triton kernels where it has some; without it the op never runs on Triton. An explicit
+    backend raises when it or the tensors do not allow it; HANDHOLD_BACKEND=cpu or =triton raises only when the kernels
+    are missing, since tensors that do not suit them always take the torch path.
     """
-    fits = all(t is None or (t.device.type == "cpu" and str(t.dtype) == "torch.float32") for t in tensors)
+    single = all(t is None or str(t.dtype) == "torch.float32" for t in tensors)
+    fits = single and all(t is None or t.device.type == "cpu" for t in tensors)
+    on_gpu = single and any(t is not None for t in tensors) and all(t is None or t.device.type == "cuda" for t in tensors)
+    wish = backend
     if backend is None:
         wish = os.environ.get("HANDHOLD_BACKEND", "auto").strip().lower() or "auto"
         if wish not in (*BACKENDS, "auto"):
-            raise HandholdError(f"HANDHOLD_BACKEND is {wish!r}; set it to cpu, torch or auto.")
-        if wish == "cpu":
-            lib()
-        return "cpu" if wish != "torch" and fits and available() else "torch"
-    if backend not in BACKENDS:
+            raise HandholdError(f"HANDHOLD_BACKEND is {wish!r}; set it to cpu, triton, torch or auto.")
+    elif backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; choose from {BACKENDS}")
-    if backend == "cpu":
+    if wish == "cpu":
         lib()
-        if not fits:
+        if backend and not fits:
             raise TypeError("the cpu backend takes float32 tensors on the CPU")
-    return backend
+    if wish == "triton":
+        if missing := _triton_missing():
+            raise HandholdError(f"The triton backend is not available: {missing}.")
+        if backend and triton is None:
+            raise ValueError("this operation has no triton backend; use backend='torch'")
+        if backend and not on_gpu and not (single and os.environ.get("TRITON_INTERPRET") == "1"):
+            raise TypeError("the triton backend takes float32 tensors on a CUDA device")
+    if backend:
+        return backend
+    if wish == "torch":
+        return "torch"
+    if on_gpu and wish != "cpu" and triton is not None and not _triton_missing():
+        try:
+            triton()
+            return "triton"
+        except ImportError:
+            pass
+    return "cpu" if fits and available() else "torch"
 
 
 def pointer(t: torch.Tensor | None) -> int | None:

@@ -1,6 +1,9 @@
-"""3D Gaussian splatting of one camera: the compiled op and its torch twin behind one function."""
+"""Gaussian splatting of one camera: the compiled op, the Triton op and their torch twin behind one function."""
 
 from __future__ import annotations
+
+import ctypes
+import math
 
 import torch
 from torch import Tensor
@@ -8,7 +11,8 @@ from torch import Tensor
 from . import _lib, splat_torch
 from ._lib import pointer, threads
 
-MAX_IDS = 12
+MAX_IDS, MAX_FEATURES, MAX_SIDE = 12, 32, 16384
+KINDS = ("3d", "2d")
 
 
 def rasterize(
@@ -25,15 +29,53 @@ def rasterize(
     ids: Tensor | None = None,
     n_ids: int = 0,
     backend: str | None = None,
-) -> tuple[Tensor, Tensor]:
+    features: Tensor | None = None,
+    kind: str = "3d",
+) -> tuple[Tensor, Tensor, Tensor]:
     """Depth-sorted alpha compositing on black (Kerbl et al. 2023), with the constants of gsplat's `rasterization`.
 
     means (N,3) world metres; quats (N,4) wxyz of any length; scales (N,3) metres; opacities (N,); colors (N,3), or
-    (N,K,3) SH coefficients when sh_degree (0-3) is given; viewmat (4,4) camera-from-world; K (3,3) pixels, no gradient;
-    ids (N,) int64.
-    Returns out (H,W,4+n_ids): rgb, depth and the weight of each body, all premultiplied by alpha; and alpha (H,W).
+    (N,K,3) SH coefficients when sh_degree (0-3) is given; viewmat (4,4) camera-from-world; K (3,3) pixels; ids (N,)
+    int64; features (N,F), F <= 32, composited like colours. kind "2d": disks in the plane of the first two axes (Huang
+    et al. 2024), whose third scale is ignored; no triton backend.
+    Returns out (H,W,4+F+n_ids): rgb, depth, features and the weight of each body, all premultiplied by alpha; alpha
+    (H,W); median (H,W) int32: the Gaussian at which the transmittance falls to 1/2 or less, -1 where it never does.
+    Gradients to all floats. Shapes are checked here; that values are finite is for the caller to check (`check_finite`).
     """
-    n = len(means)
+    check_shapes(means, quats, scales, opacities, colors, sh_degree, ids, n_ids, features, kind)
+    check_size(width, height)
+    if viewmat.shape != (4, 4) or K.shape != (3, 3):
+        raise ValueError(f"viewmat is (4,4) and K (3,3), not {tuple(viewmat.shape)} and {tuple(K.shape)}")
+    if features is not None and not features.shape[1]:
+        features = None
+    tensors = (means, quats, scales, opacities, colors, viewmat, features)
+    chosen = _lib.resolve_backend(backend, *tensors, triton=_triton if kind == "3d" else None)
+    if chosen == "triton":
+        return _triton().rasterize(
+            *tensors[:6], K.to(means), width, height, sh_degree, ids, n_ids, features=features
+        )
+    if chosen == "torch":
+        rest = (width, height, sh_degree, ids, n_ids, features, kind)
+        return splat_torch.rasterize(*tensors[:6], K.to(means), *rest)
+    ids = ids.to(torch.int64).contiguous() if n_ids else None
+    return _Rasterize.apply(*tensors[:6], K, features, width, height, sh_degree, ids, n_ids, KINDS.index(kind))
+
+
+def _triton():
+    from . import splat_triton
+
+    return splat_triton
+
+
+def check_size(width: int, height: int) -> None:
+    for name, side in (("width", width), ("height", height)):
+        if not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
+            raise ValueError(f"{name} is {side!r}; it must be a whole number from 1 to {MAX_SIDE}")
+
+
+def check_shapes(means, quats, scales, opacities, colors, sh_degree, ids, n_ids, features, kind) -> None:
+    """Raises ValueError or TypeError that names what is wrong."""
+    n = len(means) if means.ndim else -1
     wanted = {"means": (n, 3), "quats": (n, 4), "scales": (n, 3), "opacities": (n,)}
     for (name, shape), t in zip(wanted.items(), (means, quats, scales, opacities), strict=True):
         if t.shape != shape:
@@ -51,25 +93,46 @@ def rasterize(
         raise ValueError(
             f"sh_degree {sh_degree} needs colors of shape ({n}, >={coefficients}, 3), not {tuple(colors.shape)}"
         )
+    if features is not None and (features.ndim != 2 or len(features) != n or features.shape[1] > MAX_FEATURES):
+        raise ValueError(f"features is {tuple(features.shape)}, not ({n}, <={MAX_FEATURES})")
     if n_ids and (ids is None or ids.shape != (n,)):
         raise ValueError(f"ids must be ({n},) when n_ids is given")
-    if n_ids > MAX_IDS:
+    if not 0 <= n_ids <= MAX_IDS:
         raise ValueError(f"at most {MAX_IDS} bodies in one pass, not {n_ids}")
-    K = K.detach()
-    if _lib.resolve_backend(backend, means, quats, scales, opacities, colors, viewmat) == "torch":
-        return splat_torch.rasterize(
-            means, quats, scales, opacities, colors, viewmat, K.to(means), width, height, sh_degree, ids, n_ids
-        )
-    ids = ids.to(torch.int64).contiguous() if n_ids else None
-    return _Rasterize.apply(means, quats, scales, opacities, colors, viewmat, K, width, height, sh_degree, ids, n_ids)
+    if ids is not None and (ids.is_floating_point() or ids.is_complex()):
+        raise TypeError(f"ids is {ids.dtype}; it must be whole numbers")
+    for name, t in (*zip(wanted, (means, quats, scales, opacities), strict=True), ("colors", colors)):
+        if not t.is_floating_point():
+            raise TypeError(f"{name} is {t.dtype}; it must be floating point")
+        if t.dtype != means.dtype or t.device != means.device:
+            raise TypeError(f"{name} is {t.dtype} on {t.device}, but means is {means.dtype} on {means.device}")
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; choose from {KINDS}")
+
+
+def check_finite(**tensors: Tensor | None) -> None:
+    """ValueError that names the first tensor with a NaN or an infinity. One pass and one transfer for all.
+
+    Skipped while a CUDA graph is captured, where nothing may be read back.
+    """
+    tensors = {k: t.detach() for k, t in tensors.items() if t is not None and t.numel()}
+    if not tensors:
+        return
+    if any(t.is_cuda for t in tensors.values()) and torch.cuda.is_current_stream_capturing():
+        return
+    # A sum of finite numbers is finite unless it overflows, which the exact test below sorts out.
+    if math.isfinite(sum(t.sum(dtype=t.dtype) for t in tensors.values()).item()):
+        return
+    for name, t in tensors.items():
+        if not torch.isfinite(t).all():
+            where = torch.nonzero(~torch.isfinite(t))[0].tolist()
+            raise ValueError(f"{name} is not finite, first at index {where}")
 
 
 class _State:
     """Owns what the compiled forward keeps for backward."""
 
-    def __init__(self, address: int | None):
-        if not address:
-            raise MemoryError("not enough memory to rasterise these Gaussians")
+    def __init__(self, address: int):
         self.address, self._free = address, _lib.lib().hh_splat_free
 
     def __del__(self):
@@ -79,35 +142,52 @@ class _State:
 
 class _Rasterize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, viewmat, K, width, height, sh_degree, ids, n_ids):
+    def forward(ctx, means, quats, scales, opacities, colors, viewmat, K, features, W, H, sh_degree, ids, n_ids, kind):
         tensors = [t.detach().contiguous() for t in (means, quats, scales, opacities, colors)]
-        view, K = viewmat.detach().contiguous(), K.to("cpu", torch.float32).contiguous()
-        out, alpha = torch.empty(height, width, 4 + n_ids), torch.empty(height, width)
+        features = None if features is None else features.detach().contiguous()
+        n_features = 0 if features is None else features.shape[1]
+        view, ctx.K = viewmat.detach().contiguous(), K.detach()
+        intrinsics = ctx.K.to("cpu", torch.float32).contiguous()
+        out, alpha = torch.empty(H, W, 4 + n_features + n_ids), torch.empty(H, W)
+        median, pairs = torch.empty(H, W, dtype=torch.int32), ctypes.c_int64()
         degree = -1 if sh_degree is None else sh_degree
-        ctx.state = _State(
-            _lib.lib().hh_splat_forward(
-                len(means), width, height, n_ids, degree, colors.shape[1], *map(pointer, tensors), pointer(ids),
-                pointer(view), pointer(K), pointer(out), pointer(alpha), threads(),
-            )
+        address = _lib.lib().hh_splat_forward(
+            kind, len(means), W, H, n_features, n_ids, degree, colors.shape[1], *map(pointer, tensors),
+            pointer(features), pointer(ids), pointer(view), pointer(intrinsics), pointer(out), pointer(alpha),
+            pointer(median), ctypes.byref(pairs), threads(),
         )  # fmt: skip
+        if not address:
+            raise MemoryError(
+                f"{len(means)} Gaussians cover {pairs.value} tiles of 16x16 pixels, more than memory allows; "
+                "make their scales smaller, or the image"
+            )
+        ctx.state = _State(address)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
+        ctx.mark_non_differentiable(median)
+        ctx.save_for_backward(*tensors, features)
         ctx.shape = out.shape
-        return out, alpha
+        return out, alpha, median
 
     @staticmethod
-    def backward(ctx, v_out, v_alpha):
-        tensors = ctx.saved_tensors
+    def backward(ctx, v_out, v_alpha, _):
+        *tensors, features = ctx.saved_tensors
         if v_out is None and v_alpha is None:
-            return (None,) * 12
+            return (None,) * 14
         v_out = torch.zeros(ctx.shape) if v_out is None else v_out.contiguous()
         v_alpha = None if v_alpha is None else v_alpha.contiguous()
         grads = [torch.empty_like(t) for t in tensors]
-        v_view = torch.zeros(4, 4)
+        v_features = None if features is None else torch.empty_like(features)
+        v_camera = torch.empty(16)
         failed = _lib.lib().hh_splat_backward(
-            ctx.state.address, *map(pointer, tensors), pointer(v_out), pointer(v_alpha), *map(pointer, grads),
-            pointer(v_view), threads(),
+            ctx.state.address, *map(pointer, tensors), pointer(features), pointer(v_out), pointer(v_alpha),
+            *map(pointer, grads), pointer(v_features), pointer(v_camera), threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("not enough memory for the gradients of these Gaussians")
-        return (*grads, v_view, *(None,) * 6)
+        v_view = torch.zeros(4, 4)
+        v_view[:3] = v_camera[:12].view(3, 4)
+        v_K = None
+        if ctx.needs_input_grad[6]:
+            fx, fy, cx, cy = v_camera[12:].tolist()
+            v_K = torch.tensor([[fx, 0, cx], [0, fy, cy], [0, 0, 0]]).to(ctx.K)
+        return (*grads, v_view, v_K, v_features, *(None,) * 6)

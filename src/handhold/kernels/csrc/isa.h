@@ -26,12 +26,23 @@ struct RenderArgs {
   float *v_beta;                            // backward, optional (n): one term per ray
 };
 
+// A 3D Gaussian in the image. The exponent of alpha at a pixel is A dx^2 + B dx dy + C dy^2 + lop, in base 2.
 struct alignas(64) Splat {
-  float x, y, a, b, c, op;     // centre in pixels, conic, opacity
-  float smax, ex, ey, depth;   // ln(255 op), half extents in pixels, camera z
-  float col[3];
+  float x, y, A, B, C, lop;    // centre in pixels, conic times -log2(e)/2, log2 of the opacity
+  float col[3], depth;         // colour, camera z
+  float slope, w2, m, top;     // the ellipse's edge at a height t from its centre: slope t +- sqrt(w2 - m t^2); its rightmost point is at t = top
   int32_t id;                  // body channel, or -1
-  float pad[2];
+  float op;
+};
+
+// A 2D Gaussian (disk) in the image: the ray through pixel (x+dx, y+dy) meets the disk's plane at u = (a1 dx + a2 dy) / cz,
+// v = (b1 dx + b2 dy) / cz standard deviations, with cz = d + e dx + f dy, at camera z = zd / cz.
+struct alignas(64) Disk {
+  float x, y, a1, a2, b1, b2, d, e, f, zd, lop;
+  float col[3], depth;
+  float box[4];                // pixels that can be reached: x0 y0 x1 y1
+  int32_t id;
+  float op;
 };
 
 struct Project {
@@ -40,31 +51,45 @@ struct Project {
   float fx, fy, cx, cy, view[12], campos[3];
   const float *means, *quats, *scales, *opacities, *colors;
   const int64_t* ids;          // (n) or null
-  Splat* splats;
+  void* splats;                // (n) Splat or Disk
+  float* depth;                // (n) camera z, the sorting key
   uint8_t* clamped;
   int32_t* box;                // (n,4) tile range x0 y0 x1 y1; empty when culled
 };
 
 struct Raster {
-  int W, H, tiles_x, n_ids;
-  const Splat* splats;
+  int W, H, tiles_x, n_ids, n_features;
+  const void* splats;          // (n) Splat or Disk
+  const float* features;       // (n,n_features) or null
   const int64_t* tile_start;   // (tiles+1)
   const int32_t* order;        // splat of each intersection, by tile and depth
   float* final_T;              // (tiles,256) block layout
-  int32_t* last;               // (tiles,256)
-  float *out, *alpha;          // (H,W,4+n_ids) (H,W)
+  int32_t* stop;               // (tiles,256) place in the tile's list at which a pixel stopped; the list's length where it did not
+  float *out, *alpha;          // (H,W,4+n_features+n_ids) (H,W)
+  int32_t* median;             // (H,W) splat at which the transmittance falls to 1/2, or -1
   // backward
   const float *v_out, *v_alpha;
   const int32_t* box;
   const int64_t* offset;       // (n+1) first slot of each splat
-  float* slots;                // (intersections,10)
+  uint8_t* used;               // (intersections) 1 where the slot has been written
+  float* slots;                // (intersections, kSlot + n_features)
 };
 
 struct ProjectGrad {
   const float* slots;
+  const uint8_t* used;
   const int64_t* offset;
-  float *means, *quats, *scales, *opacities, *colors;
-  double* view;                // 12 sums of this range
+  int n_features;
+  float *means, *quats, *scales, *opacities, *colors, *features;
+  double* camera;              // 16 sums of this range: view (3,4), fx, fy, cx, cy
+};
+
+struct SplatKernels {
+  int splat_bytes, slot;       // size of a Splat or Disk; floats in a slot before the features
+  void (*project)(const Project&, int64_t b, int64_t e);
+  void (*raster)(const Raster&, int tile);
+  void (*raster_backward)(const Raster&, int tile);
+  void (*project_backward)(const Project&, const ProjectGrad&, int64_t b, int64_t e);
 };
 
 struct Kernels {
@@ -82,10 +107,7 @@ struct Kernels {
   void (*grid_adam)(int64_t b, int64_t e, float* p, float* g, float* m, float* v, float lr_sdf, float lr_color, float b1, float b2, float c1, float c2, float eps);
   void (*render_forward)(const RenderArgs&, int64_t b, int64_t e);
   void (*render_backward)(const RenderArgs&, int64_t b, int64_t e);
-  void (*splat_project)(const Project&, int64_t b, int64_t e);
-  void (*splat_raster)(const Raster&, int tile);
-  void (*splat_raster_backward)(const Raster&, int tile);
-  void (*splat_project_backward)(const Project&, const ProjectGrad&, int64_t b, int64_t e);
+  SplatKernels splat, disk;
   void (*blur11)(const float* in, int W, int H, int y0, int y1, const float* taps, float* row, float* out, int axis);
   void (*ssim_map)(const float* const* moments, int64_t b, int64_t e, float scale, float* d_m1, float* d_e11, float* d_e12,
                    double* sum);

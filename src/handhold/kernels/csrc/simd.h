@@ -6,7 +6,8 @@
 #include <arm_neon.h>
 #endif
 
-#define HH_INLINE static inline __attribute__((always_inline))
+#define HH_METHOD inline __attribute__((always_inline))
+#define HH_INLINE static HH_METHOD
 
 namespace hh {
 namespace {
@@ -28,17 +29,34 @@ HH_INLINE int maxi(int a, int b) { return a > b ? a : b; }
 // NaN goes to lo, so the result may always index an array.
 HH_INLINE float clampf(float x, float lo, float hi) { return x > lo ? (x < hi ? x : hi) : lo; }
 
-HH_INLINE bool any(vi m) {
+// One bit per lane of a mask whose lanes are 0 or -1.
+HH_INLINE unsigned bits(vi m) {
 #if HH_LANES == 8 && defined(__AVX__)
-  return _mm256_movemask_ps((__m256)m) != 0;
+  return (unsigned)_mm256_movemask_ps((__m256)m);
 #elif HH_LANES == 4 && defined(__SSE2__)
-  return _mm_movemask_ps((__m128)m) != 0;
+  return (unsigned)_mm_movemask_ps((__m128)m);
 #elif HH_LANES == 4 && defined(__aarch64__)
-  return vmaxvq_u32((uint32x4_t)m) != 0;
+  return vaddvq_u32((uint32x4_t)(m & vi{1, 2, 4, 8}));
 #else
-  int r = 0;
-  for (int i = 0; i < HH_LANES; ++i) r |= m[i];
-  return r != 0;
+  unsigned r = 0;
+  for (int i = 0; i < HH_LANES; ++i) r |= (unsigned)(m[i] & 1) << i;
+  return r;
+#endif
+}
+HH_INLINE bool any(vi m) { return bits(m) != 0; }
+
+HH_INLINE vf minv(vf a, vf b) { return a < b ? a : b; }
+HH_INLINE vf maxv(vf a, vf b) { return a > b ? a : b; }
+HH_INLINE vf sqrtv(vf v) {
+#if HH_LANES == 8 && defined(__AVX__)
+  return (vf)_mm256_sqrt_ps((__m256)v);
+#elif HH_LANES == 4 && defined(__SSE2__)
+  return (vf)_mm_sqrt_ps((__m128)v);
+#elif HH_LANES == 4 && defined(__aarch64__)
+  return (vf)vsqrtq_f32((float32x4_t)v);
+#else
+  for (int i = 0; i < HH_LANES; ++i) v[i] = __builtin_sqrtf(v[i]);
+  return v;
 #endif
 }
 
@@ -91,7 +109,31 @@ HH_INLINE V exp_neg_(V s) {
   p = p * f + 1.0f;
   return p * (V)((n + 127) << 23);
 }
-HH_INLINE vf exp_neg(vf s) { return exp_neg_<vf, vi>(s); }
+HH_INLINE vi nearest(vf v) {
+#if HH_LANES == 8 && defined(__AVX__)
+  return (vi)_mm256_cvtps_epi32((__m256)v);
+#elif HH_LANES == 4 && defined(__SSE2__)
+  return (vi)_mm_cvtps_epi32((__m128)v);
+#elif HH_LANES == 4 && defined(__aarch64__)
+  return (vi)vcvtnq_s32_f32((float32x4_t)v);
+#else
+  vi n;
+  for (int i = 0; i < HH_LANES; ++i) n[i] = (int32_t)__builtin_rintf(v[i] > -1e9f ? (v[i] < 1e9f ? v[i] : 1e9f) : -1e9f);
+  return n;
+#endif
+}
+
+// 2^y for |y| < 126 by a degree-5 polynomial, relative error about 2e-7. Beyond that the result is any bit pattern: mask it away.
+HH_INLINE vf exp2_near(vf y) {
+  const vi n = nearest(y);
+  const vf f = y - __builtin_convertvector(n, vf);
+  vf p = f * 1.327647196e-3f + 9.675541503e-3f;
+  p = p * f + 5.550713275e-2f;
+  p = p * f + 2.402211972e-1f;
+  p = p * f + 6.931469671e-1f;
+  p = p * f + 1.000000072f;
+  return (vf)((vi)p + (n << 23));
+}
 
 HH_INLINE v4 sigmoid4(v4 x) {
   v4 a = x < 0.f ? x : -x;  // -|x|

@@ -1,160 +1,249 @@
-// Alpha compositing of depth-sorted 2D Gaussians (Kerbl et al., SIGGRAPH 2023), one 16x16 tile at a time.
-// A vector of HH_LANES pixels is a block 4 wide; a block is visited only where the Gaussian's extent meets it, and retired when
-// every pixel in it has stopped. The backward pass writes to a slot per (Gaussian, tile), so there are no atomics and the sums
-// have one order.
+// Alpha compositing of depth-sorted 2D footprints (Kerbl et al., SIGGRAPH 2023), one 16x16 tile at a time. A footprint K is Ewa
+// (3D Gaussians) or Flat (2D Gaussians).
+//
+// A vector of HH_LANES pixels is a block 4 wide. Forward goes through the tile's list in chunks: a chunk is sorted into one list per
+// block by an exact test of footprint against block, then each block is composited with its state in registers and leaves when every
+// pixel in it has stopped. Backward goes splat by splat, so that the sums of one splat stay in registers, and writes them to a slot
+// per (splat, tile): no atomics, one order of summation.
 #pragma once
 
 namespace hh {
 namespace {
 
-constexpr int kBlockH = HH_LANES / 4, kBlocks = 256 / HH_LANES, kBlockRows = kTile / kBlockH;
-constexpr int kMaxIds = 12;
-constexpr float kAlphaMax = 0.999f, kStopT = 1e-4f;
+constexpr int kChunk = 128;
+constexpr int kMaxExtra = 44;  // features and bodies
+constexpr float kAlphaMax = 0.999f, kStopT = 1e-4f, kMedianT = 0.5f;
+constexpr float kFaintest = -7.99435344f;  // log2(1/255)
 
-struct Lanes {
-  vf x, y;
-};
-HH_INLINE Lanes pixel_centres() {
-  Lanes l;
-  for (int i = 0; i < HH_LANES; ++i) l.x[i] = (i & 3) + 0.5f, l.y[i] = (i >> 2) + 0.5f;
-  return l;
+// Block bx, by is number bx * kBlockRows + by.
+HH_INLINE void block_pixels(int tile_x, int tile_y, int b, vf* x, vf* y) {
+  const float x0 = tile_x * kTile + (b / kBlockRows) * 4 + 0.5f, y0 = tile_y * kTile + (b % kBlockRows) * kBlockH + 0.5f;
+  for (int i = 0; i < HH_LANES; ++i) (*x)[i] = (float)(i & 3), (*y)[i] = (float)(i >> 2);
+  *x += x0, *y += y0;
 }
 
-struct Blocks {
-  int x0, x1, y0, y1;
-};
-HH_INLINE Blocks reached(const Splat& g, float ox, float oy) {
-  const float left = g.x - 0.5f - ox, up = g.y - 0.5f - oy, s = 1.f / kBlockH;
-  return {(int)clampf((left - g.ex) * 0.25f, 0, 4), (int)clampf((left + g.ex) * 0.25f, -1, 3), (int)clampf((up - g.ey) * s, 0, kBlockRows),
-          (int)clampf((up + g.ey) * s, -1, kBlockRows - 1)};
+// f(lane, px, py) for the pixels of a block that are in the image.
+template <class F>
+HH_INLINE void each_pixel(const Raster& r, int tile_x, int tile_y, int b, F&& f) {
+  const int x0 = tile_x * kTile + (b / kBlockRows) * 4, y0 = tile_y * kTile + (b % kBlockRows) * kBlockH;
+  for (int i = 0; i < HH_LANES; ++i) {
+    const int px = x0 + (i & 3), py = y0 + (i >> 2);
+    if (px < r.W && py < r.H) f(i, (int64_t)py * r.W + px);
+  }
 }
 
-void splat_raster(const Raster& r, int tile) {
-  const int tx = tile % r.tiles_x, ty = tile / r.tiles_x, C = 4 + r.n_ids;
-  const float ox = tx * kTile, oy = ty * kTile;
-  const Lanes lane = pixel_centres();
-  vf T[kBlocks], A[kBlocks][4], I[kMaxIds][kBlocks];
-  vi alive[kBlocks], last[kBlocks];
+struct BlockState {
+  vf T, color[4], threshold;   // threshold: least exponent that is drawn; infinite once the pixel has stopped
+  vi stop;
+  int32_t median[HH_LANES];
+};
+
+template <class K, bool EXTRA>
+HH_INLINE bool composite(const Raster& r, const typename K::Item* local, const int32_t* order, const uint8_t* list, int count, int32_t base, int tx,
+                         int ty, int b, BlockState& s, vf* extra) {
+  vf px, py;
+  block_pixels(tx, ty, b, &px, &py);
+  vf T = s.T, c0 = s.color[0], c1 = s.color[1], c2 = s.color[2], c3 = s.color[3], threshold = s.threshold;
+  vi above{};  // minus the number of entries after which T was over 1/2
+  bool stopped = false;
+  for (int k = 0; k < count; ++k) {
+    const int j = list[k];
+    const typename K::Item& g = local[j];
+    const auto p = K::meet(g, px, py);
+    const vi hit = (p.y >= threshold) & (p.y <= g.lop + K::kTop);
+    vf alpha = exp2_near(p.y);
+    alpha = alpha < kAlphaMax ? alpha : all(kAlphaMax);
+    vf w = hit ? alpha * T : vf{};
+    vf next = T - w;
+    const vi stop = next <= kStopT;
+    if (__builtin_expect(any(stop), 0)) {
+      threshold = stop ? all(__builtin_inff()) : threshold;
+      s.stop = stop ? vi{} + (base + j) : s.stop;
+      w = stop ? vf{} : w, next = stop ? T : next;
+      stopped = !any(threshold < 1e30f);
+    }
+    c0 += w * g.col[0], c1 += w * g.col[1], c2 += w * g.col[2], c3 += w * K::depth(g, p);
+    if (EXTRA) {
+      const float* f = r.features + (int64_t)order[j] * r.n_features;
+      for (int i = 0; i < r.n_features; ++i) extra[i] += w * f[i];
+      if (g.id >= 0) extra[r.n_features + g.id] += w;
+    }
+    T = next;
+    above += T > kMedianT;
+    if (__builtin_expect(stopped, 0)) break;
+  }
+  const vi crossed = (s.T > kMedianT) & (T <= kMedianT);
+  if (any(crossed))
+    for (int i = 0; i < HH_LANES; ++i)
+      if (crossed[i]) s.median[i] = order[list[-above[i]]];
+  s.T = T, s.color[0] = c0, s.color[1] = c1, s.color[2] = c2, s.color[3] = c3, s.threshold = threshold;
+  return stopped;
+}
+
+template <class K>
+void raster(const Raster& r, int tile) {
+  using Item = typename K::Item;
+  const int tx = tile % r.tiles_x, ty = tile / r.tiles_x, E = r.n_features + r.n_ids, C = 4 + E;
+  const int64_t s = r.tile_start[tile], e = r.tile_start[tile + 1];
+  if (s == e) {
+    const int x0 = tx * kTile, x1 = mini(x0 + kTile, r.W), y0 = ty * kTile, y1 = mini(y0 + kTile, r.H);
+    for (int y = y0; y < y1; ++y) {
+      const int64_t row = (int64_t)y * r.W;
+      for (int64_t i = (row + x0) * C; i < (row + x1) * C; ++i) r.out[i] = 0;
+      for (int64_t i = row + x0; i < row + x1; ++i) r.alpha[i] = 0, r.median[i] = -1;
+    }
+    return;
+  }
+  BlockState state[kBlocks];
+  vf extra[kBlocks * kMaxExtra];
+  uint8_t lists[kBlocks][kChunk];
+  int counts[kBlocks];
+  Item local[kChunk];
   uint64_t live = 0;
   for (int b = 0; b < kBlocks; ++b) {
-    T[b] = all(1.f), alive[b] = vi{} - 1, last[b] = vi{};
-    for (int k = 0; k < 4; ++k) A[b][k] = vf{};
-    for (int k = 0; k < r.n_ids; ++k) I[k][b] = vf{};
-    if (tx * kTile + (b & 3) * 4 < r.W && ty * kTile + (b >> 2) * kBlockH < r.H) live |= 1ull << b;
+    BlockState& t = state[b];
+    t.T = all(1.f), t.threshold = all(__builtin_inff()), t.stop = vi{} + (int32_t)(e - s);
+    for (int k = 0; k < 4; ++k) t.color[k] = vf{};
+    for (int i = 0; i < HH_LANES; ++i) t.median[i] = -1;
+    for (int k = 0; k < E; ++k) extra[b * E + k] = vf{};
+    each_pixel(r, tx, ty, b, [&](int i, int64_t) { t.threshold[i] = kFaintest, live |= 1ull << b; });
   }
-  const int64_t s = r.tile_start[tile], e = r.tile_start[tile + 1];
-  for (int64_t k = s; k < e && live; ++k) {
-    const Splat& g = r.splats[r.order[k]];
-    const Blocks box = reached(g, ox, oy);
-    const int32_t rank = (int32_t)(k - s) + 1;
-    const float ha = 0.5f * g.a, hc = 0.5f * g.c;
-    for (int by = box.y0; by <= box.y1; ++by)
-      for (int bx = box.x0; bx <= box.x1; ++bx) {
-        const int b = by * 4 + bx;
-        if (!(live >> b & 1)) continue;
-        const vf dx = lane.x + (ox + bx * 4 - g.x), dy = lane.y + (oy + by * kBlockH - g.y);
-        const vf sigma = dx * (ha * dx + g.b * dy) + hc * dy * dy;
-        vi hit = (sigma <= g.smax) & (sigma >= 0.f) & alive[b];
-        if (!any(hit)) continue;
-        vf alpha = g.op * exp_neg(sigma);
-        alpha = alpha < kAlphaMax ? alpha : all(kAlphaMax);
-        const vf next = T[b] * (1.f - alpha);
-        const vi stop = hit & (next <= kStopT);
-        if (__builtin_expect(any(stop), 0)) {
-          alive[b] &= ~stop, hit &= ~stop;
-          if (!any(alive[b])) live &= ~(1ull << b);
-        }
-        const vf w = hit ? alpha * T[b] : vf{};
-        A[b][0] += w * g.col[0], A[b][1] += w * g.col[1], A[b][2] += w * g.col[2], A[b][3] += w * g.depth;
-        if (g.id >= 0) I[g.id][b] += w;
-        T[b] = hit ? next : T[b];
-        last[b] = hit ? vi{} + rank : last[b];
+  const Item* items = static_cast<const Item*>(r.splats);
+  for (int64_t k = s; k < e && live; k += kChunk) {
+    const int32_t* order = r.order + k;
+    const int m = (int)(e - k < kChunk ? e - k : kChunk);
+    for (int b = 0; b < kBlocks; ++b) counts[b] = 0;
+    for (int j = 0; j < m; ++j) {
+      if (j + 8 < m) __builtin_prefetch(&items[order[j + 8]]);
+      local[j] = items[order[j]];
+      for (uint64_t found = K::blocks(local[j], (float)(tx * kTile), (float)(ty * kTile)) & live; found; found &= found - 1) {
+        const int b = __builtin_ctzll(found);
+        lists[b][counts[b]++] = (uint8_t)j;
       }
+    }
+    for (uint64_t left = live; left; left &= left - 1) {
+      const int b = __builtin_ctzll(left);
+      const int32_t base = (int32_t)(k - s);
+      const bool done = E ? composite<K, true>(r, local, order, lists[b], counts[b], base, tx, ty, b, state[b], extra + b * E)
+                          : composite<K, false>(r, local, order, lists[b], counts[b], base, tx, ty, b, state[b], nullptr);
+      if (done) live &= ~(1ull << b);
+    }
   }
   for (int b = 0; b < kBlocks; ++b) {
-    float* fT = r.final_T + (int64_t)tile * 256 + b * HH_LANES;
-    int32_t* fl = r.last + (int64_t)tile * 256 + b * HH_LANES;
-    for (int i = 0; i < HH_LANES; ++i) {
-      fT[i] = T[b][i], fl[i] = last[b][i];
-      const int px = tx * kTile + (b & 3) * 4 + (i & 3), py = ty * kTile + (b >> 2) * kBlockH + (i >> 2);
-      if (px >= r.W || py >= r.H) continue;
-      const int64_t pixel = (int64_t)py * r.W + px;
+    const BlockState& t = state[b];
+    float* final_T = r.final_T + (int64_t)tile * 256 + b * HH_LANES;
+    int32_t* stop = r.stop + (int64_t)tile * 256 + b * HH_LANES;
+    for (int i = 0; i < HH_LANES; ++i) final_T[i] = t.T[i], stop[i] = t.stop[i];
+    each_pixel(r, tx, ty, b, [&](int i, int64_t pixel) {
       float* o = r.out + pixel * C;
-      for (int k = 0; k < 4; ++k) o[k] = A[b][k][i];
-      for (int k = 0; k < r.n_ids; ++k) o[4 + k] = I[k][b][i];
-      r.alpha[pixel] = 1.f - T[b][i];
-    }
+      for (int k = 0; k < 4; ++k) o[k] = t.color[k][i];
+      for (int k = 0; k < E; ++k) o[4 + k] = extra[b * E + k][i];
+      r.alpha[pixel] = 1.f - t.T[i], r.median[pixel] = t.median[i];
+    });
   }
 }
 
-void splat_raster_backward(const Raster& r, int tile) {
+template <class K, bool EXTRA>
+void raster_backward_(const Raster& r, int tile) {
+  using Item = typename K::Item;
   const int64_t s = r.tile_start[tile], e = r.tile_start[tile + 1];
-  if (s == e) return;
-  const int tx = tile % r.tiles_x, ty = tile / r.tiles_x, C = 4 + r.n_ids;
-  const float ox = tx * kTile, oy = ty * kTile;
-  const Lanes lane = pixel_centres();
-  vf T[kBlocks], behind[kBlocks], V[kBlocks][4], VI[kMaxIds][kBlocks];
-  vi last[kBlocks];
+  const int tx = tile % r.tiles_x, ty = tile / r.tiles_x, F = r.n_features, E = EXTRA ? F + r.n_ids : 0, C = 4 + F + r.n_ids;
+  struct {
+    vf T, behind, v[4], x, y;
+    vi stop;
+  } block[kBlocks];
+  vf v_extra[EXTRA ? kBlocks * kMaxExtra : 1], v_feature[EXTRA ? kMaxExtra : 1];
   int32_t deepest[kBlocks], most = 0;
   for (int b = 0; b < kBlocks; ++b) {
-    vf va = vf{};
+    auto& t = block[b];
+    const float* final_T = r.final_T + (int64_t)tile * 256 + b * HH_LANES;
+    const int32_t* stop = r.stop + (int64_t)tile * 256 + b * HH_LANES;
+    vf v_alpha{};
+    for (int k = 0; k < 4; ++k) t.v[k] = vf{};
+    for (int k = 0; k < E; ++k) v_extra[b * E + k] = vf{};
+    for (int i = 0; i < HH_LANES; ++i) t.T[i] = final_T[i], t.stop[i] = 0;
     deepest[b] = 0;
-    for (int k = 0; k < 4; ++k) V[b][k] = vf{};
-    for (int k = 0; k < r.n_ids; ++k) VI[k][b] = vf{};
-    for (int i = 0; i < HH_LANES; ++i) {
-      const int px = tx * kTile + (b & 3) * 4 + (i & 3), py = ty * kTile + (b >> 2) * kBlockH + (i >> 2);
-      const bool in = px < r.W && py < r.H;
-      T[b][i] = r.final_T[(int64_t)tile * 256 + b * HH_LANES + i];
-      last[b][i] = in ? r.last[(int64_t)tile * 256 + b * HH_LANES + i] : 0;
-      deepest[b] = maxi(deepest[b], last[b][i]);
-      if (!in) continue;
-      const int64_t pixel = (int64_t)py * r.W + px;
+    each_pixel(r, tx, ty, b, [&](int i, int64_t pixel) {
       const float* o = r.v_out + pixel * C;
-      for (int k = 0; k < 4; ++k) V[b][k][i] = o[k];
-      for (int k = 0; k < r.n_ids; ++k) VI[k][b][i] = o[4 + k];
-      va[i] = r.v_alpha ? r.v_alpha[pixel] : 0.f;
-    }
+      for (int k = 0; k < 4; ++k) t.v[k][i] = o[k];
+      for (int k = 0; k < E; ++k) v_extra[b * E + k][i] = o[4 + k];
+      v_alpha[i] = r.v_alpha ? r.v_alpha[pixel] : 0.f;
+      t.stop[i] = stop[i];
+      deepest[b] = maxi(deepest[b], stop[i]);
+    });
     most = maxi(most, deepest[b]);
-    behind[b] = -T[b] * va;  // sum over what lies behind of weight * (its colour . dL/dcolour), and dL/dT of the last T
+    t.behind = -t.T * v_alpha;  // sum over what lies behind of weight * (its colour . dL/dcolour), and dL/dT of the last T
+    block_pixels(tx, ty, b, &t.x, &t.y);
   }
-  for (int64_t k = e - 1; k >= s; --k) {
-    const int32_t n = r.order[k], rank = (int32_t)(k - s) + 1, *tiles = r.box + 4 * n;
-    float* slot = r.slots + (r.offset[n] + (int64_t)(ty - tiles[1]) * (tiles[2] - tiles[0]) + (tx - tiles[0])) * kSlot;
-    if (rank > most) {
-      for (int i = 0; i < kSlot; ++i) slot[i] = 0;
-      continue;
+  const Item* items = static_cast<const Item*>(r.splats);
+  const int32_t* order = r.order + s;
+  uint64_t live = 0;
+  int32_t next = most;  // the place at which further blocks come in
+  for (int32_t k = most - 1; k >= 0; --k) {
+    if (k < next) {
+      int32_t later = 0;
+      live = 0;
+      for (int b = 0; b < kBlocks; ++b)
+        if (deepest[b] > k) live |= 1ull << b;
+        else later = maxi(later, deepest[b]);
+      next = later;
     }
-    const Splat& g = r.splats[n];
-    const Blocks box = reached(g, ox, oy);
-    const float ha = 0.5f * g.a, hc = 0.5f * g.c;
-    vf v0{}, v1{}, v2{}, v3{}, vo{}, s1{}, s2{}, s3{}, s4{}, s5{};
-    for (int by = box.y0; by <= box.y1; ++by)
-      for (int bx = box.x0; bx <= box.x1; ++bx) {
-        const int b = by * 4 + bx;
-        if (deepest[b] < rank) continue;
-        const vf dx = lane.x + (ox + bx * 4 - g.x), dy = lane.y + (oy + by * kBlockH - g.y);
-        const vf sigma = dx * (ha * dx + g.b * dy) + hc * dy * dy;
-        const vi hit = (sigma <= g.smax) & (sigma >= 0.f) & (last[b] >= rank);
-        if (!any(hit)) continue;
-        const vf vis = exp_neg(sigma), raw = g.op * vis;
-        vf alpha = raw < kAlphaMax ? raw : all(kAlphaMax);
-        alpha = hit ? alpha : vf{};
-        const vf inv = 1.f / (1.f - alpha);
-        T[b] *= inv;
-        const vf w = alpha * T[b];
-        vf dot = V[b][0] * g.col[0] + V[b][1] * g.col[1] + V[b][2] * g.col[2] + V[b][3] * g.depth;
-        if (g.id >= 0) dot += VI[g.id][b];
-        const vf v_alpha = T[b] * dot - inv * behind[b];
-        behind[b] += w * dot;
-        v0 += w * V[b][0], v1 += w * V[b][1], v2 += w * V[b][2], v3 += w * V[b][3];
-        const vf q = (hit & (raw <= kAlphaMax)) ? vis * v_alpha : vf{}, qx = q * dx, qy = q * dy;
-        vo += q, s1 += qx, s2 += qy, s3 += qx * dx, s4 += qx * dy, s5 += qy * dy;
+    if (k >= 4) __builtin_prefetch(&items[order[k - 4]]);
+    const int32_t n = order[k];
+    const Item& g = items[n];
+    uint64_t found = K::blocks(g, (float)(tx * kTile), (float)(ty * kTile)) & live;
+    if (!found) continue;
+    vf v0{}, v1{}, v2{}, vq{};
+    typename K::Sums sums{};
+    const float* feature = EXTRA ? r.features + (int64_t)n * F : nullptr;
+    if (EXTRA)
+      for (int i = 0; i < F; ++i) v_feature[i] = vf{};
+    for (; found; found &= found - 1) {
+      const int b = __builtin_ctzll(found);
+      auto& t = block[b];
+      const auto p = K::meet(g, t.x, t.y);
+      const vi hit = (p.y >= kFaintest) & (p.y <= g.lop + K::kTop) & (t.stop > k);
+      const vf raw = exp2_near(p.y);
+      vf alpha = raw < kAlphaMax ? raw : all(kAlphaMax);
+      alpha = hit ? alpha : vf{};
+      const vf inv = 1.f / (1.f - alpha);
+      t.T *= inv;
+      const vf w = alpha * t.T, depth = K::depth(g, p);
+      vf dot = t.v[0] * g.col[0] + t.v[1] * g.col[1] + t.v[2] * g.col[2] + t.v[3] * depth;
+      if (EXTRA) {
+        const vf* ve = v_extra + b * E;
+        for (int i = 0; i < F; ++i) dot += ve[i] * feature[i], v_feature[i] += w * ve[i];
+        if (g.id >= 0) dot += ve[F + g.id];
       }
-    const vf eight[8] = {v0, v1, v2, vo, s1, s2, s3, s4};
-    sum8(eight, slot);
-    slot[8] = sum(s5), slot[9] = sum(v3);
+      const vf v_alpha = t.T * dot - inv * t.behind;
+      t.behind += w * dot;
+      v0 += w * t.v[0], v1 += w * t.v[1], v2 += w * t.v[2];
+      const vf q = (hit & (raw <= kAlphaMax)) ? raw * v_alpha : vf{};
+      vq += q;
+      sums.add(g, p, q, w * t.v[3]);
+    }
+    const int32_t* tiles = r.box + 4 * (int64_t)n;
+    const int64_t at = r.offset[n] + (int64_t)(ty - tiles[1]) * (tiles[2] - tiles[0]) + (tx - tiles[0]);
+    float* slot = r.slots + at * (K::kSlot + F);
+    r.used[at] = 1;
+    vf all_sums[K::kSlot] = {v0, v1, v2, vq};
+    for (int i = 4; i < K::kSlot; ++i) all_sums[i] = sums.s[i - 4];
+    int i = 0;
+    for (; i + 8 <= K::kSlot; i += 8) sum8(all_sums + i, slot + i);
+    for (; i < K::kSlot; ++i) slot[i] = sum(all_sums[i]);
+    for (int f = 0; f < F; ++f) slot[K::kSlot + f] = sum(v_feature[f]);
   }
 }
+
+template <class K>
+void raster_backward(const Raster& r, int tile) {
+  if (r.tile_start[tile] == r.tile_start[tile + 1]) return;
+  if (r.n_features + r.n_ids) raster_backward_<K, true>(r, tile);
+  else raster_backward_<K, false>(r, tile);
+}
+
+const SplatKernels kSplatKernels = {sizeof(Splat), Ewa::kSlot, splat_project, raster<Ewa>, raster_backward<Ewa>, splat_project_backward};
+const SplatKernels kDiskKernels = {sizeof(Disk), Flat::kSlot, disk_project, raster<Flat>, raster_backward<Flat>, disk_project_backward};
 
 }  // namespace
 }  // namespace hh
