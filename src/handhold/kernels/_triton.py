@@ -29,7 +29,7 @@ def available() -> bool:
 
 
 def interpreted() -> bool:
-    """True when the kernels run in Triton's interpreter, on CPU tensors; the variable is read when they are imported."""
+    """True when the kernels run in Triton's interpreter, on CPU tensors; the variable is read at their import."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 

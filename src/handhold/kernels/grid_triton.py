@@ -73,7 +73,7 @@ def sample_backward_kernel(
     data, lo, x, v_val, v_grad, v_data, v_x, count, R, h,
     HAS_GRAD: tl.constexpr, WANTS_X: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Value and gradient are linear in the grid: each corner gets its weight times v_val plus its slope times v_grad."""
+    """Value and gradient are linear in the grid: a corner gets its weight times v_val plus its slope times v_grad."""
     n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = n < count
     i, u, u_free = _along(x, n, 0, lo, h, valid, R)
@@ -174,7 +174,7 @@ def _alpha(s0, s1):
 
 @triton.jit
 def _weights(val, beta, at, interval, later):
-    """Per interval: distances at both ends, their logistic values, alpha, transmittance before it. `later`: not the first."""
+    """Per interval: distances at both ends, their logistic values, alpha, transmittance. `later`: not the first."""
     f0, f1 = tl.load(val + at * 4, interval, 0.0), tl.load(val + at * 4 + 4, interval, 0.0)
     before = tl.load(val + at * 4 - 4, interval & later, 0.0)
     s0, s1, s = tl.sigmoid(f0 / beta), tl.sigmoid(f1 / beta), tl.sigmoid(before / beta)

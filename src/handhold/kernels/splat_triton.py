@@ -16,7 +16,7 @@ from . import splat_triton_project as project
 from . import splat_triton_raster as raster
 from ._triton import interpreted, on
 
-MAX_FEATURES = 16  # in one pass; more would spill registers
+MAX_FEATURES = 32  # more would spill registers
 MAX_SLOTS = 2**31 - 2**16
 
 
@@ -71,7 +71,7 @@ def rasterize(
     """
     n_features = 0 if features is None else features.shape[1]
     if n_features > MAX_FEATURES:
-        raise ValueError(f"the triton backend takes at most {MAX_FEATURES} feature channels in one pass")
+        raise ValueError(f"the triton backend takes at most {MAX_FEATURES} feature channels")
     floats = [means, quats, scales, opacities, colors, viewmat, K, *([] if features is None else [features])]
     if any(t.dtype != torch.float32 for t in floats):
         raise TypeError("the triton backend takes float32 tensors; use backend='torch' for other types")
@@ -102,6 +102,11 @@ def intersections(
 
 def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
+
+
+def _unroll(options: _Options, n_features: int) -> int:
+    """Fewer records at a time where they and the channels fill the registers."""
+    return options.launch.unroll if n_features + options.n_ids <= 8 else max(1, options.launch.unroll // 4)
 
 
 def _project(tensors: list[Tensor], features: Tensor | None, ids: Tensor | None, options: _Options):
@@ -182,16 +187,27 @@ class _Rasterize(torch.autograd.Function):
             record, box, key, tiles = _project(tensors, features, ids, options)
             lists = _bin(record, box, key, tiles, (tx, ty), tiles_x * tiles_y, tiles_x, options.capacity)
             out = means.new_empty(h, w, 4 + n_features + options.n_ids)
+            unroll = _unroll(options, n_features)
             alpha, final_T = means.new_empty(h, w), means.new_empty(h, w)
             last, median = torch.empty(2, h, w, dtype=torch.int32, device=means.device).unbind(0)
             raster.raster_forward[(tiles_x * tiles_y,)](
                 lists.drawn, lists.owner, lists.start, lists.ends, out, alpha, final_T, last, median,
                 n, lists.capacity, w, h, tiles_x,
-                F=n_features, IDS=options.n_ids, ROW=record.shape[1], TX=tx, TY=ty, UNROLL=options.launch.unroll,
+                F=n_features, IDS=options.n_ids, ROW=record.shape[1], TX=tx, TY=ty, UNROLL=unroll,
                 num_warps=options.launch.warps,
             )  # fmt: skip
         ctx.save_for_backward(
-            *tensors, features, record, tiles, lists.order, lists.ends, lists.slot, lists.drawn, lists.start, final_T, last
+            *tensors,
+            features,
+            record,
+            tiles,
+            lists.order,
+            lists.ends,
+            lists.slot,
+            lists.drawn,
+            lists.start,
+            final_T,
+            last,
         )
         ctx.mark_non_differentiable(median)
         return out, alpha, median
@@ -201,17 +217,23 @@ class _Rasterize(torch.autograd.Function):
         means, quats, scales, opacities, colors, viewmat, K, features, *state = ctx.saved_tensors
         if ctx.shape[0] == 0:
             leaves = (means, quats, scales, opacities, colors, viewmat, K)
-            return (*map(torch.zeros_like, leaves), None if features is None else torch.zeros_like(features), None, None)
+            return (
+                *map(torch.zeros_like, leaves),
+                None if features is None else torch.zeros_like(features),
+                None,
+                None,
+            )
         record, tiles, order, ends, slot, drawn, start, final_T, last = state
         (n, n_features), options = ctx.shape, ctx.options
         w, h, (tx, ty), row = options.width, options.height, options.launch.tile, record.shape[1]
         tiles_x, tiles_y = triton.cdiv(w, tx), triton.cdiv(h, ty)
+        unroll = _unroll(options, n_features)
         columns, blocks = _power_of_2(project.SUMS + n_features), triton.cdiv(n, 64)
         with on(means):
             slots = means.new_zeros(len(slot), columns)
             raster.raster_backward[(tiles_x * tiles_y,)](
                 drawn, slot, start, v_out.contiguous(), v_alpha.contiguous(), final_T, last, slots, w, h, tiles_x,
-                F=n_features, IDS=options.n_ids, ROW=row, SLOT=columns, TX=tx, TY=ty, UNROLL=options.launch.unroll,
+                F=n_features, IDS=options.n_ids, ROW=row, SLOT=columns, TX=tx, TY=ty, UNROLL=unroll,
                 num_warps=options.launch.warps,
             )  # fmt: skip
             sums = means.new_empty(n, columns)

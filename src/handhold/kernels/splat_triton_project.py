@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NEAR = tl.constexpr(0.01)  # metres
+NEAR, FAR = tl.constexpr(0.01), tl.constexpr(1e10)  # metres
 DILATION = tl.constexpr(0.3)  # pixels^2
 ALPHA_MIN = tl.constexpr(1.0 / 255.0)
 RECORD = 12  # floats before the features
@@ -30,7 +30,7 @@ def _geometry(means, quats, scales, view, K, n, valid, width, height):
     t0 = V[0] * m0 + V[1] * m1 + V[2] * m2 + V[3]
     t1 = V[4] * m0 + V[5] * m1 + V[6] * m2 + V[7]
     t2 = V[8] * m0 + V[9] * m1 + V[10] * m2 + V[11]
-    near = t2 >= NEAR
+    near = (t2 >= NEAR) & (t2 <= FAR)
     rz = 1.0 / tl.where(near, t2, 1.0)
     u, v = t0 * rz, t1 * rz
     # The Jacobian is taken no further out than 15 % of the image beyond its edge.
@@ -41,7 +41,9 @@ def _geometry(means, quats, scales, view, K, n, valid, width, height):
     j00, j02, j11, j12 = fx * rz, -fx * uc * rz, fy * rz, -fy * vc * rz
     qw, qx = tl.load(quats + 4 * n, valid, 1.0), tl.load(quats + 4 * n + 1, valid, 0.0)
     qy, qz = tl.load(quats + 4 * n + 2, valid, 0.0), tl.load(quats + 4 * n + 3, valid, 0.0)
-    inv = 1.0 / tl.maximum(tl.sqrt(qw * qw + qx * qx + qy * qy + qz * qz), 1e-12)
+    norm = tl.sqrt(qw * qw + qx * qx + qy * qy + qz * qz)
+    near = near & (norm > 0)
+    inv = 1.0 / tl.maximum(norm, 1e-12)
     w, x, y, z = qw * inv, qx * inv, qy * inv, qz * inv
     R = (
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
@@ -152,10 +154,13 @@ def project_forward(
         means, quats, scales, view, K, n, valid, width, height
     )
     opacity = tl.load(opacities + n, valid, 0.0)
-    c00 = U[0] * U[0] + U[1] * U[1] + U[2] * U[2] + DILATION
+    c00 = U[0] * U[0] + U[1] * U[1] + U[2] * U[2]
     c01 = U[0] * U[3] + U[1] * U[4] + U[2] * U[5]
-    c11 = U[3] * U[3] + U[4] * U[4] + U[5] * U[5] + DILATION
-    det = c00 * c11 - c01 * c01
+    c11 = U[3] * U[3] + U[4] * U[4] + U[5] * U[5]
+    # |U_0 x U_1|^2 = c00 c11 - c01^2, which does not cancel for needles
+    n0, n1, n2 = U[1] * U[5] - U[2] * U[4], U[2] * U[3] - U[0] * U[5], U[0] * U[4] - U[1] * U[3]
+    det = n0 * n0 + n1 * n1 + n2 * n2 + DILATION * (c00 + c11 + DILATION)
+    c00, c11 = c00 + DILATION, c11 + DILATION
     x, y = k[0] * uv[0] + k[2], k[1] * uv[1] + k[3]
     seen = valid & near & (opacity >= ALPHA_MIN) & (det > 0) & (det < 1e30)
     seen = seen & (tl.abs(x) < 1e30) & (tl.abs(y) < 1e30)
