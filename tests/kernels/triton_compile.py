@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for sm_90, without a GPU, and prints one JSON object: kernel -> registers, spilled bytes.
+"""Compiles every Triton kernel for sm_90, without a GPU; prints one JSON object: kernel -> registers, stack bytes.
 
 Run by test_triton.py in a process of its own, so that Triton is not imported where other tests run.
 """
@@ -29,21 +29,19 @@ TYPES |= {name: "i32" for name in INTEGERS.split()}
 
 
 def usage(kernel, warps: int, **constants) -> dict[str, int]:
-    """Registers per thread and spilled bytes, as Triton's own ptxas reports them."""
+    """Registers per thread and bytes of stack, where spilled registers go, as the compiled kernel says."""
     names = [p.name for p in kernel.params]
     signature = {n: "constexpr" if n in constants else TYPES.get(n, "*fp32") for n in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-    ptx = compiled.asm["ptx"]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        arch = re.search(r"\.target (sm_\w+)", ptx).group(1)
-        command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={arch}", str(path), "-o", f"{folder}/kernel.o"]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
-    spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", said))
-    return {"registers": int(re.search(r"Used (\d+) registers", said).group(1)), "spilled": spilled}
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(compiled.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", said).group(1)) for name in ("REG", "STACK", "LOCAL"))
+    return {"registers": registers, "spilled": stack + local}
 
 
 def splat(degree: int, F: int, ids: int, coefficients: int, unroll: int, prefix: str) -> dict:

@@ -24,7 +24,7 @@ MAX_SLOTS = 2**31 - 2**16
 class Launch:
     """How the pixels are cut up. Not a matter of the result, only of speed.
 
-    One warp per tile of 8x8 keeps the ten sums of the backward pass inside the warp, and small Gaussians reach few tiles.
+    One warp per tile of 8x8 keeps the ten sums of the backward pass inside the warp; small Gaussians reach few tiles.
     """
 
     tile: tuple[int, int] = (8, 8)  # pixels across, down; their product is a power of 2
@@ -65,9 +65,9 @@ def rasterize(
     """See `handhold.kernels.splat.rasterize`, which checks the shapes; here all tensors are float32 on one CUDA device.
 
     Returns out (H,W,4+F+n_ids), alpha (H,W), median (H,W) int32. Gradients to all float inputs, viewmat and K included.
-    capacity: the most (Gaussian, tile) pairs to make room for. None reads the number back from the device once per call,
-    the only host synchronisation. A number needs none, so that the step can be captured in a CUDA graph; when it is too
-    small the images are NaN. `intersections` gives the number a scene needs.
+    capacity: the most (Gaussian, tile) pairs to make room for. None reads the number back from the device once a call,
+    the only host synchronisation. A number needs none, so that the step can be captured in a CUDA graph; when it is
+    too small the images are NaN. `intersections` gives the number a scene needs.
     """
     n_features = 0 if features is None else features.shape[1]
     if n_features > MAX_FEATURES:
@@ -143,7 +143,7 @@ class _Lists:
 
 
 def _bin(record: Tensor, box: Tensor, key: Tensor, tiles: Tensor, tile, n_tiles: int, tiles_x: int, capacity):
-    """_Lists. Sort by depth, then stably by tile: no 64-bit keys, and slots come out in Gaussian order by themselves."""
+    """_Lists. Sort by depth, then stably by tile: no 64-bit keys, and slots come out in Gaussian order."""
     n, device = len(key), key.device
     order = torch.sort(key, stable=True)[1]
     ends = tiles[order].cumsum(0)

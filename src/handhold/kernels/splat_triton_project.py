@@ -1,4 +1,4 @@
-"""Triton kernels of the per-Gaussian stage: EWA projection (Zwicker et al. 2001), spherical harmonics, and the way back.
+"""Triton kernels of the per-Gaussian stage: EWA projection (Zwicker et al. 2001), spherical harmonics, and back.
 
 One lane per Gaussian. The specification is `splat_torch`; the record that the raster stage reads has, per Gaussian,
 x, y, conic a, b, c, opacity, ln(255 opacity), depth, r, g, b, body (-1: none), then its features.
@@ -19,7 +19,7 @@ CAMERA = 32  # columns of a block's camera gradient: viewmat (16), K (9), paddin
 
 @triton.jit
 def _geometry(means, quats, scales, view, K, n, valid, width, height):
-    """What both directions need of lane n: V, mean, camera point, (u, v), J, T = J W, M, R, U = T M, q, 1/|q|, s, free."""
+    """What both directions need of lane n, in the notation cov = U U^T, U = T R diag(s), T = J W."""
     V = (tl.load(view),)
     for i in tl.static_range(1, 12):
         V = V + (tl.load(view + i),)
@@ -146,7 +146,7 @@ def project_forward(
     DEGREE: tl.constexpr, COEFFICIENTS: tl.constexpr, F: tl.constexpr, IDS: tl.constexpr, ROW: tl.constexpr,
     TX: tl.constexpr, TY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Writes record (N,ROW), box (N,4) int32 tiles x0 y0 x1 y1, key (N,) depth or inf, tiles (N,) int32 tiles reached."""
+    """Writes record (N,ROW), box (N,4) int32 in tiles, key (N,): depth or inf, tiles (N,) int32: how many."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = lane < count
     n = lane.to(tl.int64)
@@ -216,7 +216,7 @@ def project_backward(
     DEGREE: tl.constexpr, COEFFICIENTS: tl.constexpr, F: tl.constexpr, ROW: tl.constexpr, SLOT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of every Gaussian from its sums (N,SLOT), and each block's share of the camera's: v_camera (blocks,32)."""
+    """Gradients of every Gaussian from its sums (N,SLOT), and each block's share of the camera's (blocks,32)."""
     lane = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = lane < count
     n = lane.to(tl.int64)
@@ -243,9 +243,13 @@ def project_backward(
     b0, b1, b2 = 2 * (k01 * U[0] + k11 * U[3]), 2 * (k01 * U[1] + k11 * U[4]), 2 * (k01 * U[2] + k11 * U[5])
     as0, as1, as2, bs0, bs1, bs2 = a0 * s[0], a1 * s[1], a2 * s[2], b0 * s[0], b1 * s[1], b2 * s[2]
     vT = (
-        as0 * R[0] + as1 * R[1] + as2 * R[2], as0 * R[3] + as1 * R[4] + as2 * R[5], as0 * R[6] + as1 * R[7] + as2 * R[8],
-        bs0 * R[0] + bs1 * R[1] + bs2 * R[2], bs0 * R[3] + bs1 * R[4] + bs2 * R[5], bs0 * R[6] + bs1 * R[7] + bs2 * R[8],
-    )  # fmt: skip
+        as0 * R[0] + as1 * R[1] + as2 * R[2],
+        as0 * R[3] + as1 * R[4] + as2 * R[5],
+        as0 * R[6] + as1 * R[7] + as2 * R[8],
+        bs0 * R[0] + bs1 * R[1] + bs2 * R[2],
+        bs0 * R[3] + bs1 * R[4] + bs2 * R[5],
+        bs0 * R[6] + bs1 * R[7] + bs2 * R[8],
+    )
     v_s0 = R[0] * (T[0] * a0 + T[3] * b0) + R[3] * (T[1] * a0 + T[4] * b0) + R[6] * (T[2] * a0 + T[5] * b0)
     v_s1 = R[1] * (T[0] * a1 + T[3] * b1) + R[4] * (T[1] * a1 + T[4] * b1) + R[7] * (T[2] * a1 + T[5] * b1)
     v_s2 = R[2] * (T[0] * a2 + T[3] * b2) + R[5] * (T[1] * a2 + T[4] * b2) + R[8] * (T[2] * a2 + T[5] * b2)

@@ -2,7 +2,7 @@
 
 A program draws one tile of TX x TY pixels, the pixels being its vector, and walks the tile's Gaussians in depth order
 (Kerbl et al. 2023). Each (Gaussian, tile) pair has a slot of its own in Gaussian order: the backward pass writes its
-sums there and a second kernel adds up each Gaussian's run of slots, so there are no atomics and every sum has one order.
+sums there and a second kernel adds up each Gaussian's run of slots: no atomics, and every sum has one order.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def emit(
 ):  # fmt: skip
     """Tile and owner of each slot, Gaussians in depth order.
 
-    A slot past the last one, or of a tile in the box that the ellipse misses, gets tile n_tiles: it is sorted to the end
-    and never drawn.
+    A slot past the last one, or of a tile in the box that the ellipse misses, gets tile n_tiles: it is sorted to the
+    end and never drawn.
     """
     j = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     valid = j < capacity
@@ -81,7 +81,7 @@ def gather(
     sorted_tile, slot, slot_owner, record, drawn, owner, start, capacity, steps, n_tiles,
     ROW: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Records in drawing order, so that the raster loops read straight on: drawn (capacity,ROW), owner; start (tiles+1,)."""
+    """Records in drawing order, so that the raster loops read straight on; and where each tile's begin."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     is_tile = i <= n_tiles
     tl.store(start + i, _count_below(sorted_tile, i, capacity, steps, is_tile), is_tile)
@@ -143,7 +143,7 @@ def raster_forward(
     drawn, owner, start, ends, out, alpha, final_T, last, median, count, capacity, width, height, tiles_x,
     F: tl.constexpr, IDS: tl.constexpr, ROW: tl.constexpr, TX: tl.constexpr, TY: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """out (H,W,4+F+IDS), alpha, median (H,W), and for the way back final_T (H,W), last (H,W): rank of the last one drawn.
+    """Images, and for the way back final_T (H,W) and last (H,W): the rank of the last Gaussian drawn.
 
     When there were more intersections than `capacity` the image is NaN, not silently incomplete.
     """
