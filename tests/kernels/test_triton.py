@@ -1,0 +1,112 @@
+"""Triton kernels without a GPU: in Triton's interpreter against the float64 twins, and compiled for sm_90.
+
+Each in a process of its own: TRITON_INTERPRET is read when Triton is imported, and must not reach other tests.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import handhold
+from handhold.kernels import _triton
+
+HERE = Path(__file__).parent
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed (pip install 'handhold[gpu]', Linux)")
+
+SPLATS = (
+    "plain", "harmonics_and_bodies", "unused_coefficients", "features", "many_features",
+    "behind_and_across_the_near_plane", "far_outside_the_image", "opacity_0_and_1", "stops_when_opaque", "needles",
+    "one_pixel", "7x5", "no_gaussians", "none_in_view", "other_tiles",
+)  # fmt: skip
+OTHERS = ("ssim", "grid_sample", "grid_march", "grid_render")
+
+
+def run(script: str, *arguments: str, **variables: str) -> dict:
+    paths = [str(Path(handhold.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join(p for p in paths if p), **variables}
+    command = [sys.executable, str(HERE / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict:
+    return run("triton_cases.py", TRITON_INTERPRET="1")
+
+
+def assert_close(figures: dict) -> None:
+    wrong = {k: v for k, v in figures.items() if k.startswith(("image", "alpha")) and not v <= 1e-4}
+    wrong |= {k: v for k, v in figures.items() if k.startswith("d ") and not v <= 1e-3}
+    assert not wrong
+
+
+@needs_triton
+@pytest.mark.parametrize("case", SPLATS)
+def test_splat_equals_the_float64_twin(interpreted, case):
+    figures = interpreted[case]
+    assert_close(figures)
+    assert figures["medians"] == 0
+
+
+@needs_triton
+@pytest.mark.parametrize("case", OTHERS)
+def test_grid_and_ssim_equal_their_float64_twins(interpreted, case):
+    assert_close(interpreted[case])
+    assert interpreted[case].get("optional", True) and interpreted[case].get("misses", True)
+
+
+@needs_triton
+def test_the_cases_exercise_what_they_say(interpreted):
+    assert interpreted["stops_when_opaque"]["opaque"] > 0.9998
+    assert interpreted["opacity_0_and_1"]["opaque"] > 0.98
+    assert interpreted["grid_march"]["hits"] >= 5
+
+
+@needs_triton
+def test_capacity_is_exact_or_loud(interpreted):
+    assert interpreted["capacity"]["needed"] > 10
+    assert interpreted["capacity"]["same"] and interpreted["capacity"]["nan"]
+
+
+@needs_triton
+def test_what_does_not_suit_is_refused(interpreted):
+    refused = {k: v for k, v in interpreted["refusals"].items() if k != "seconds"}
+    assert refused == {"float64": "TypeError", "capacity": "ValueError", "features": "ValueError"}
+
+
+@needs_triton
+@pytest.mark.slow
+def test_no_kernel_spills_on_sm_90():
+    found = run("triton_compile.py", "light")
+    assert all(k["spilled"] == 0 for k in found.values()), found
+    assert all(k["registers"] <= 128 for k in found.values()), found  # 16 warps on a multiprocessor, at least
+
+
+@needs_triton
+@pytest.mark.slow
+def test_no_kernel_spills_with_all_channels():
+    found = run("triton_compile.py", "heavy")
+    assert all(k["spilled"] == 0 for k in found.values()), found
+
+
+def test_unavailable_says_why():
+    assert _triton.available() == (not _triton.why_unavailable())
+    if not HAS_TRITON:
+        assert "handhold[gpu]" in _triton.why_unavailable()
+
+
+def test_nothing_imports_triton_before_it_is_used():
+    code = "import sys; from handhold.kernels import grid, splat, ssim; print('triton' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(handhold.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.strip() == "False", done.stderr

@@ -1,0 +1,88 @@
+"""Compiles every Triton kernel for sm_90, without a GPU; prints one JSON object: kernel -> registers, stack bytes.
+
+Run by test_triton.py in a process of its own, so that Triton is not imported where other tests run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+from handhold.kernels import grid_triton, splat_triton_project, splat_triton_raster, ssim_triton
+
+POINTERS = {
+    "*i64": ("ids", "order", "ends", "slot"),
+    "*i32": ("box", "tiles", "slot_owner", "owner", "start", "last", "median"),
+    "*i16": ("slot_tile", "sorted_tile"),
+}
+TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
+TYPES |= {name: "fp32" for name in ("h", "min_step", "band")}
+INTEGERS = "count n_ids width height capacity steps n_tiles tiles_x blocks S R"
+TYPES |= {name: "i32" for name in INTEGERS.split()}
+
+
+def usage(kernel, warps: int, **constants) -> dict[str, int]:
+    """Registers per thread and bytes of stack, where spilled registers go, as the compiled kernel says."""
+    names = [p.name for p in kernel.params]
+    signature = {n: "constexpr" if n in constants else TYPES.get(n, "*fp32") for n in names}
+    aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(compiled.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", said).group(1)) for name in ("REG", "STACK", "LOCAL"))
+    return {"registers": registers, "spilled": stack + local}
+
+
+def splat(degree: int, F: int, ids: int, coefficients: int, unroll: int, prefix: str) -> dict:
+    p, r = splat_triton_project, splat_triton_raster
+    row, slot = 1 << (p.RECORD + F - 1).bit_length(), 1 << (p.SUMS + F - 1).bit_length()
+    tile = {"TX": 8, "TY": 8}
+    shade = {"DEGREE": degree, "COEFFICIENTS": coefficients, "F": F, "ROW": row, "BLOCK": 64}
+    draw = {"F": F, "IDS": ids, "ROW": row, "UNROLL": unroll, **tile}
+    return {
+        f"{prefix} project_forward": usage(p.project_forward, 2, IDS=ids, **shade, **tile),
+        f"{prefix} project_backward": usage(p.project_backward, 2, SLOT=slot, **shade),
+        f"{prefix} emit": usage(r.emit, 4, ROW=row, BLOCK=256, **tile),
+        f"{prefix} gather": usage(r.gather, 2, ROW=row, BLOCK=64),
+        f"{prefix} raster_forward": usage(r.raster_forward, 1, **draw),
+        f"{prefix} raster_backward": usage(r.raster_backward, 1, SLOT=slot, **draw),
+        f"{prefix} slot_sum": usage(r.slot_sum, 1, SLOT=slot, ROWS=8),
+    }
+
+
+def light() -> dict:
+    """The usual kernels; seconds."""
+    g, s = grid_triton, ssim_triton
+    found = splat(-1, 0, 0, 1, 4, "colors")
+    found["camera_sum"] = usage(splat_triton_project.camera_sum, 4, ROWS=32)
+    found["sample_forward"] = usage(g.sample_forward, 4, BLOCK=g.POINTS)
+    both = {"HAS_GRAD": True, "WANTS_X": True}
+    found["sample_backward"] = usage(g.sample_backward_kernel, 4, BLOCK=g.POINTS, **both)
+    found["march"] = usage(g.march_kernel, 1, BLOCK=32)
+    for rays, lanes in ((16, 16), (1, 256)):
+        found[f"composite_forward {lanes}"] = usage(g.composite_forward, 4, RAYS=rays, SP=lanes)
+        found[f"composite_backward {lanes}"] = usage(g.composite_backward, 4, RAYS=rays, SP=lanes)
+    for kernel in (s.blur_images, s.blur_gradients, s.image_gradient):
+        found[kernel.__name__] = usage(kernel, 8, BLOCK=s.BLOCK)
+    found["compare"] = usage(s.compare, 8, BLOCK=s.BLOCK, GRADIENT=True)
+    return found
+
+
+def heavy() -> dict:
+    """The most that one pass may hold: harmonics of degree 3, 32 features, 12 bodies."""
+    return splat(3, 8, 0, 16, 4, "harmonics") | splat(-1, 32, 12, 1, 1, "features and bodies")
+
+
+if __name__ == "__main__":
+    print(json.dumps({"light": light, "heavy": heavy}[sys.argv[1]](), indent=1))
