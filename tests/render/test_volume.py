@@ -80,6 +80,8 @@ def test_neus_alpha_is_the_papers_quotient_and_telescopes():
 def test_learned_widths_start_where_they_are_told():
     assert medium.LogisticDepth(50.0).inv_s.item() == pytest.approx(50.0)
     assert medium.LaplaceDensity(0.05).beta.item() == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="least"):
+        medium.LaplaceDensity(1e-4)
 
 
 def test_neus_alpha_is_safe_in_float32_and_gradchecks():
@@ -448,6 +450,23 @@ def test_no_rays_and_rays_that_miss():
     for x in vars(away).values():
         assert x.isfinite().all()
     assert (away.rgb == 1).all() and (away.depth == 0).all()
+
+
+def test_a_second_pass_looks_where_the_first_saw_something():
+    r = rays(50, spread=0.1)
+    density = lambda s: medium.laplace_density(s, 0.01)  # noqa: E731
+    first = volume.sdf_body(coloured(sphere, RED), density, even(1.0, 4.0, 65))
+    dense = volume.sdf_body(coloured(sphere, RED), density, even(1.0, 4.0, 4001))
+    with torch.no_grad():
+        truth, once = render_rays(r, [dense]), render_rays(r, [first])
+        twice = render_rays(r, [volume.resampled(first, 32)])
+    assert (twice.depth - truth.depth).abs().mean() < 0.3 * (once.depth - truth.depth).abs().mean()
+
+
+def test_networks_may_run_in_half_precision():
+    r = rays(5)
+    half = Body(lambda p: Matter(p.length.half(), p.x.half()), even(0.0, 1.0, 5))
+    assert render_rays(r, [half]).rgb.dtype == torch.float32
 
 
 def test_samples_may_be_padded():

@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from ..shapes.nerf import inverted_sphere_points
 from .medium import weights
-from .samplers import Rays, Samples, check_rays, locate, merge
+from .samplers import Rays, Samples, check_rays, importance, locate, merge
 
 
 class Points(NamedTuple):
@@ -87,6 +87,21 @@ def neus_body(
         return Matter(depth(sdf - half, sdf + half), rgb, gradient)
 
     return Body(matter, sample)
+
+
+def resampled(body: Body, n: int, jitter: bool = False, generator: torch.Generator | None = None) -> Body:
+    """The body with n more samples where its own weights are large (NeRF's second pass).
+
+    Its matter is asked once more, without gradient. The paper trains a first network for this: then the body given here
+    is that network's, and the field to render is put in with `dataclasses.replace(..., matter=...)`.
+    """
+
+    def sample(rays: Rays) -> Samples:
+        first = body.sample(rays)
+        with torch.no_grad():
+            return importance(first, weights(_ask(body, rays, *first).tau), n, jitter, generator)
+
+    return Body(body.matter, sample)
 
 
 # ----------------------------------------------------------------------------------------------------- compositing
