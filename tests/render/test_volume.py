@@ -216,6 +216,20 @@ def test_two_unit_media_pass_exp_minus_two(shared):
     assert wrong.item() == pytest.approx(0.370, abs=0.004)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_gaps_hold_no_matter(shared):
+    g = torch.Generator().manual_seed(5)
+    own = []
+    for n in (12, 30, 7):
+        t = torch.rand(40, n, generator=g, dtype=torch.float64).sort(-1).values
+        own.append(Samples(t, torch.rand(40, n - 1, generator=g) < 0.6))
+    bodies = [fog(1.0 + k, RED, lambda r, s=s: s) for k, s in enumerate(own)]
+    picture = render_rays(along_z(40), bodies, shared=shared)
+    depth = torch.stack([(1.0 + k) * ((s.t[:, 1:] - s.t[:, :-1]) * s.live).sum(-1) for k, s in enumerate(own)], -1)
+    torch.testing.assert_close(picture.alone, 1 - torch.exp(-depth))
+    torch.testing.assert_close(picture.opacity, 1 - torch.exp(-depth.sum(-1)))
+
+
 def test_composite_is_the_joint_medium():
     g = torch.Generator().manual_seed(0)
     t = torch.rand(20, 41, generator=g).sort(-1).values
@@ -230,8 +244,9 @@ def test_composite_is_the_joint_medium():
     want = ((passed[:, :-1] * alpha)[..., None] * mixed).sum(1) + passed[:, -1:]
     torch.testing.assert_close(joint.rgb, want, rtol=0, atol=1e-6)
     torch.testing.assert_close(joint.shares.sum(-1), joint.opacity, rtol=0, atol=1e-6)
-    alone = composite(Along(t, (sigma * length[..., None])[..., 1:], rgb[..., 1:, :]))
+    alone = composite(Along(t, sigma * length[..., None], rgb).only(1))
     torch.testing.assert_close(joint.alone[:, 1], alone.opacity, rtol=0, atol=1e-6)
+    assert alone.shares.shape == (20, 1)
 
 
 def two_bodies(beta: float = 0.01):

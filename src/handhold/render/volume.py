@@ -115,6 +115,13 @@ class Along(NamedTuple):
     rgb: Tensor  # (N,S-1,B,3)
     normal: Tensor | None = None  # (N,S-1,B,3)
 
+    def only(self, body: int) -> Along:
+        """Body number `body` without the others: what `composite` shows of it is not hidden by them."""
+        k = slice(body, body + 1)
+        return Along(
+            self.t, self.tau[..., k], self.rgb[..., k, :], None if self.normal is None else self.normal[..., k, :]
+        )
+
 
 @dataclass(frozen=True)
 class Rendered:
