@@ -94,6 +94,9 @@ def test_camera_rays_hit_their_pixels():
     torch.testing.assert_close(p[:, :2] / p[:, 2:], xy)
     many = samplers.camera_rays(K, pose.expand(20, 4, 4), xy)
     torch.testing.assert_close(many.d, r.d)
+    assert torch.autograd.gradcheck(
+        lambda K, pose: samplers.camera_rays(K, pose, xy[:3])[:2], (K.requires_grad_(), pose.requires_grad_())
+    )
 
 
 # -------------------------------------------------------------------------------------------------- plain samplers

@@ -24,6 +24,8 @@ class LaplaceDensity(nn.Module):
 
     def __init__(self, beta: float = 0.1, least: float = 1e-4):
         super().__init__()
+        if not beta > least > 0:
+            raise ValueError(f"the width starts above its least value {least}, not at {beta}")
         self.raw = nn.Parameter(torch.tensor(float(beta) - least))
         self.least = least
 

@@ -188,7 +188,7 @@ class Bounded(NamedTuple):
 
 
 def free_distance(sdf: Tensor, length: Tensor) -> Tensor:
-    """Lower bound (N,S-1) of the distance to the surface on each interval (VolSDF, section 3.4, d*).
+    """Lower bound (N,S-1) of the distance to the surface on each interval (VolSDF, section 3.3, d*).
 
     sdf (N,S) at the edges, length (N,S-1). The surface is outside both balls of radius |sdf| around the edges; d* is
     the interval's distance from the outside of their union: the triangle's height, an edge's own radius, or 0 where
@@ -208,7 +208,7 @@ def opacity_error_bound(length: Tensor, sdf: Tensor, free: Tensor, beta: Tensor)
     """Bound (N,S-1) on the error of the opacity anywhere in each interval, and each interval's own part of it.
 
     For sigma = Laplace density of width beta (N,) the left rectangle rule has per interval an error of at most
-    e_i = length_i^2 exp(-d*_i / beta) / (4 beta^2), so (VolSDF, Yariv et al., NeurIPS 2021, eq. 13-15)
+    e_i = length_i^2 exp(-d*_i / beta) / (4 beta^2), so (VolSDF, Yariv et al., NeurIPS 2021, theorem 1)
     |O - O^| <= exp(-sum_{j<i} sigma_j length_j) (exp(sum_{j<=i} e_j) - 1). The midpoint rule, which `volume` uses, has
     half that e_i.
     """
@@ -247,10 +247,8 @@ def refine(
     out_rounds = torch.zeros(N, dtype=torch.long, device=o.device)
     ray = torch.nonzero(bounds.hit)[:, 0]
     t = out_t[ray]
-    f = _query(sdf, rays, ray, t)
-    for k in range(rounds + 1):
-        if not len(ray):
-            break
+    f = _query(sdf, rays, ray, t) if len(ray) else t
+    for k in range(rounds + 1 if len(ray) else 0):
         length = t[:, 1:] - t[:, :-1]
         free = free_distance(f, length)
         worst, part = opacity_error_bound(length, f, free, beta[ray])
@@ -295,10 +293,9 @@ def error_bounded(
     generator: torch.Generator | None = None,
     **settings,
 ) -> Samples:
-    """n + extra edges per ray for a Laplace density (VolSDF, appendix B); `settings` go to `refine`.
+    """n + extra edges per ray for a Laplace density (VolSDF, section 3.4); `settings` go to `refine`.
 
-    n by inverse CDF of the bounded opacity, and every so-manieth of the refined set, near and far included.
-
+    n by inverse CDF of the bounded opacity, and an even choice of the refined set, near and far included.
     For NeuS give beta = 1 / inv_s: the logistic's tails are as wide.
     """
     r = refine(sdf, rays, bounds, beta, **settings)

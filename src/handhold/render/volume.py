@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from ..shapes.nerf import inverted_sphere_points
 from .medium import weights
-from .samplers import Rays, Samples, check_rays, locate, merge
+from .samplers import Rays, Samples, check_rays, importance, locate, merge
 
 
 class Points(NamedTuple):
@@ -89,6 +89,21 @@ def neus_body(
     return Body(matter, sample)
 
 
+def resampled(body: Body, n: int, jitter: bool = False, generator: torch.Generator | None = None) -> Body:
+    """The body with n more samples where its own weights are large (NeRF's second pass).
+
+    Its matter is asked once more, without gradient. The paper trains a first network for this: then the body given here
+    is that network's, and the field to render is put in with `dataclasses.replace(..., matter=...)`.
+    """
+
+    def sample(rays: Rays) -> Samples:
+        first = body.sample(rays)
+        with torch.no_grad():
+            return importance(first, weights(_ask(body, rays, *first).tau), n, jitter, generator)
+
+    return Body(body.matter, sample)
+
+
 # ----------------------------------------------------------------------------------------------------- compositing
 
 
@@ -99,6 +114,13 @@ class Along(NamedTuple):
     tau: Tensor  # (N,S-1,B)
     rgb: Tensor  # (N,S-1,B,3)
     normal: Tensor | None = None  # (N,S-1,B,3)
+
+    def only(self, body: int) -> Along:
+        """Body number `body` without the others: what `composite` shows of it is not hidden by them."""
+        k = slice(body, body + 1)
+        return Along(
+            self.t, self.tau[..., k], self.rgb[..., k, :], None if self.normal is None else self.normal[..., k, :]
+        )
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,8 @@ class SdfMlp(nn.Module):
 
     def sdf(self, x: Tensor) -> Tensor:
         """x (M,3) -> (M,): the distance alone, for samplers and extraction."""
-        return self(x)[0]
+        last = self.layers[-1]
+        return nn.functional.linear(self._hidden(self._input(x)), last.weight[:1], last.bias[:1])[:, 0]
 
     def with_gradient(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (M,3) -> sdf (M,), feature (M,feature), gradient of the sdf (M,3).
