@@ -35,7 +35,7 @@ def accumulate_along_rays(weights: Tensor, values: Tensor | None, ray_indices: T
 
 @torch.no_grad()
 def indices(means, conics, opacities, ids, starts, width, height) -> tuple[Tensor, Tensor]:
-    """`rasterize_to_indices_in_range` over the whole range: gaussian_ids (M,), pixel_ids (M,), by pixel, front to back."""
+    """`rasterize_to_indices_in_range` over all: gaussian_ids (M,), pixel_ids (M,), by pixel, front to back."""
     across = -(-width // TILE)
     y, x = (t.reshape(-1, 1) for t in torch.meshgrid(torch.arange(TILE), torch.arange(TILE), indexing="ij"))
     features = torch.cat([means, conics, opacities[:, None]], -1)[ids].T.contiguous()

@@ -37,9 +37,9 @@ def forward(
     y, x = p // width, p % width
     tile = y // SIZE * across + x // SIZE
     center = wp.vec2(float(x) + 0.5, float(y) + 0.5)
-    T = float(1.0)
+    T = wp.float32(1.0)
     total = wp.vec3(0.0, 0.0, 0.0)
-    end = int(starts[tile])
+    end = wp.int32(starts[tile])
     for k in range(starts[tile], starts[tile + 1]):
         g = ids[k]
         sigma = distance(center - means[g], conics[g])
