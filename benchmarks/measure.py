@@ -139,11 +139,13 @@ def run_case(case: Case, rounds: int, budget_s: float, slow_ms: float = 10e3) ->
         result["note"] = case.note
     if case.at_most_ms is not None:
         result["bars"].append(bar(f"{case.title}: CPU-ms", result["ours"]["median"], most=case.at_most_ms))
+        result["asked"] = result["bars"][-1]["bar"]
     for name in steps:
         ratio = figure([p / o for o, p in zip(times["ours"], times[name], strict=True)], "x")
         rows[name] |= {"time": figure(times[name], "CPU-ms"), "ratio": ratio}
         if case.peers[name].at_least is not None:
             result["bars"].append(bar(f"{case.title}: {name}", ratio["median"], least=case.peers[name].at_least))
+            rows[name]["asked"] = result["bars"][-1]["bar"]
     return result
 
 
