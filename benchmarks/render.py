@@ -34,12 +34,18 @@ from measure import bar, figure, wall_ms
 
 from handhold import kernels
 
-# Operations per pair of a pixel and a Gaussian that adds to it. Forward: offset 2, exponent 7, exp 16, alpha 1,
-# weight and transmittance 2, colour 6. Backward: the first 27 again, transmittance 3, weight 1, colour . gradient 6,
-# to alpha 3, light behind 2, to colour 6, to opacity 2, to the exponent 1, its five moments 11.
-FORWARD_OPS, BACKWARD_OPS = 34, 62
-GAUSSIAN_OPS = 1100  # projection, covariance, SH of degree 3 and their backward, per Gaussian: counted roughly
+# Useful operations, counted from the equations; a multiply-add is two.
+# Per pair of a pixel and a Gaussian that adds to it. Forward: offset 2, exponent 7, exp 16, alpha 1, weight and
+# transmittance 2, colour 6. Backward: the first 27 again, transmittance 3, weight 1, colour . gradient 6, to alpha 3,
+# light behind 2, to colour 6, to opacity 2, to the exponent 1, its five moments 11.
+PAIR_OPS = 34 + 62
+GAUSSIAN_OPS = 1100  # projection, covariance, SH of degree 3 and their backward: counted roughly
 PARAMETERS = 3 + 4 + 3 + 1 + 48  # floats of a Gaussian, read forward and backward, and as many gradients written
+# Per value of an image: five means of 2 x 11 taps forward, three backward, and about 60 for the formula and its gradient.
+SSIM_OPS = (5 + 3) * 2 * 11 * 2 + 60
+# Per point: cell and weights 20, eight corners x (four channels and three differences) x 2 forward; backward the same
+# twice, since the normal depends on the weights' derivatives as well.
+POINT_OPS = 3 * (20 + 8 * 7 * 2)
 
 
 def table(quick: bool) -> dict:
@@ -48,7 +54,7 @@ def table(quick: bool) -> dict:
     rows = []
     for n, px in sizes[:1] if quick else sizes:
         case = cases.splat_case(quick, n, px, bars=False, twin=False)
-        row = measure.run_case(case, rounds=2 if quick else 5, budget_s=10)
+        row = measure.run_case(case, rounds=1 if quick else 5, budget_s=10)
         s = scenes.raster_scene(scenes.bumpy_sphere(n, px)) if not quick else None
         rows.append({"gaussians": n, "px": px, "intersections": len(s.ids) if s else None} | row)
         _say(row)
@@ -95,23 +101,28 @@ def beside_busy(quick: bool) -> dict:
 
 
 def limits(quick: bool) -> dict:
-    """Operations and bytes that a splat needs, against what one core of this machine can do."""
+    """Operations and bytes that the tasks cannot do without, against what one core of this machine can do."""
     fma = measure.fma_gflops(200_000 if quick else 20_000_000)
     mm = measure.mm_gflops(128 if quick else 1024)
     copy = measure.copy_gbs(8 if quick else 256)
-    rows = {}
+    rows, tasks = {}, []  # title, counts, operations, bytes, step
     for n, px in [(300, 32)] if quick else [(20_000, 256), (200_000, 512)]:
         s = scenes.bumpy_sphere(n, px)
         work = scenes.count_work(scenes.raster_scene(s))
-        mflop = ((FORWARD_OPS + BACKWARD_OPS) * work["pairs"] + GAUSSIAN_OPS * n) / 1e6
-        mbytes = 4 * (3 * PARAMETERS * n + 2 * 4 * px * px) / 1e6
-        floor = {"operations": mflop / max(fma or 0, mm), "bytes": mbytes / copy}
-        step = partial(cases.splat_step, s)
+        operations, floats = PAIR_OPS * work["pairs"] + GAUSSIAN_OPS * n, 3 * PARAMETERS * n + 2 * 4 * px * px
+        tasks.append((f"splat {n} @ {px}", work, operations, 4 * floats, partial(cases.splat_step, s)))
+    values = 3 * (32 if quick else 256) ** 2
+    tasks.append((f"SSIM of {values} values", {}, SSIM_OPS * values, 4 * 3 * values, cases.ssim_case(quick).ours))
+    points, voxels = (256, 16**3) if quick else (32768, 64**3)  # the part of the grid that points touch: about a tenth
+    floats = 17 * points + 4 * 3 * voxels / 10
+    tasks.append((f"SDF grid, {points} points", {}, POINT_OPS * points, 4 * floats, cases.grid_case(quick).ours))
+    for name, work, operations, nbytes, step in tasks:
         step()
-        ms = statistics.median(measure.cpu_ms(step) for _ in range(3 if quick else 9))
-        rows[f"{n} @ {px}"] = work | {
-            "mflop": round(mflop, 2), "mbytes": round(mbytes, 2), "cpu_ms": round(ms, 2),
-            "floor_ms": {name: round(v, 3) for name, v in floor.items()},
+        ms = statistics.median(measure.cpu_ms(step) for _ in range(3 if quick else 15))
+        floor = {"operations": operations / 1e6 / max(fma or 0, mm), "bytes": nbytes / 1e6 / copy}
+        rows[name] = work | {
+            "mflop": round(operations / 1e6, 2), "mbytes": round(nbytes / 1e6, 2), "cpu_ms": round(ms, 2),
+            "floor_ms": {k: round(v, 3) for k, v in floor.items()},
             "share_of_limit": round(max(floor.values()) / ms, 4),
         }  # fmt: skip
     peak = {"fma_gflops": fma and round(fma, 1), "mm_gflops": round(mm, 1), "copy_gbs": round(copy, 1)}
@@ -164,7 +175,7 @@ def main() -> int:
     if args.only:
         with contextlib.suppress(OSError):
             results = json.loads(args.out.read_text(encoding="utf-8"))
-    rounds, budget_s = (2, 1.0) if args.quick else (11, 20.0)
+    rounds, budget_s = (1, 1.0) if args.quick else (11, 20.0)
     for name, make in cases.CASES.items():
         if not args.only or name in args.only:
             results["cases"][name] = measure.run_case(make(args.quick), rounds, budget_s)

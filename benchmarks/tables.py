@@ -105,12 +105,14 @@ def machine_table(results: dict) -> str:
             f"{peak['mm_gflops']} GFLOP/s; {peak['copy_gbs']} GB/s |"
         )
     for name, row in limits.get("rows", {}).items():
-        floor, pairs = row["floor_ms"], f"{row['intersections']:,}; {row['pairs']:,}"
+        floor = row["floor_ms"]
+        if "pairs" in row:
+            counts = f"{row['intersections']:,}; {row['pairs']:,}"
+            lines.append(f"| {name}: tile intersections; pixel-Gaussian pairs drawn | {counts} |")
         lines += [
-            f"| splat {name}: tile intersections; pixel-Gaussian pairs drawn | {pairs} |",
-            f"| splat {name}: useful operations; compulsory bytes | {row['mflop']} MFLOP; {row['mbytes']} MB |",
-            f"| splat {name}: least time by operations; by bytes; measured | {floor['operations']} ms; "
-            f"{floor['bytes']} ms; {row['cpu_ms']} ms: {100 * row['share_of_limit']:.1f} % of the limit |",
+            f"| {name}: useful operations; compulsory bytes | {row['mflop']} MFLOP; {row['mbytes']} MB |",
+            f"| {name}: least time by operations; by bytes; measured | {floor['operations']} ms; {floor['bytes']} ms; "
+            f"{row['cpu_ms']} ms: {100 * row['share_of_limit']:.1f} % of the limit |",
         ]
     return _signed(lines, results)
 
@@ -133,10 +135,10 @@ def _signed(lines: list[str], results: dict) -> str:
         return "No results yet: `python benchmarks/render.py`."
     m = results["machine"]
     load = f"load {m['load_before'][0]} before and {m['load_after'][0]} after"
-    where = (
-        f"{m['cpu']}, {m['cores']} cores, {m['isa']}, {load}, torch {results['versions']['torch']}, {results['date']}"
-    )
-    return "\n".join([*lines, "", f"{where}. Written by `benchmarks/tables.py` from `benchmarks/results/render.json`."])
+    where = f"{m['cpu']}, {m['cores']} cores, {m['isa']}, {load}, {results['date']}"
+    quick = "A --quick run, not a measurement. " if results["quick"] else ""
+    sign = f"{quick}{where}. Written by `benchmarks/tables.py` from `benchmarks/results/render.json`."
+    return "\n".join([*lines, "", sign])
 
 
 BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
