@@ -41,7 +41,7 @@ from handhold import kernels
 PAIR_OPS = 34 + 62
 GAUSSIAN_OPS = 1100  # projection, covariance, SH of degree 3 and their backward: counted roughly
 PARAMETERS = 3 + 4 + 3 + 1 + 48  # floats of a Gaussian, read forward and backward, and as many gradients written
-# Per value of an image: five means of 2 x 11 taps forward, three backward, and about 60 for the formula and its gradient.
+# Per value of an image: five means of 2 x 11 taps forward, three backward, about 60 for the formula and its gradient.
 SSIM_OPS = (5 + 3) * 2 * 11 * 2 + 60
 # Per point: cell and weights 20, eight corners x (four channels and three differences) x 2 forward; backward the same
 # twice, since the normal depends on the weights' derivatives as well.
