@@ -134,7 +134,13 @@ def run_case(case: Case, rounds: int, budget_s: float, slow_ms: float = 10e3) ->
             while len(several) < 5 and sum(several) < 100:
                 several.append(cpu_ms(step))
             times[name].append(statistics.median(several))
-    result = {"title": case.title, "ours": figure(times["ours"], "CPU-ms"), "peers": rows, "bars": []}
+    result = {
+        "title": case.title,
+        "ours": figure(times["ours"], "CPU-ms"),
+        "peers": rows,
+        "bars": [],
+        "load": load()[0],
+    }
     if case.note:
         result["note"] = case.note
     if case.at_most_ms is not None:

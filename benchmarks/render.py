@@ -62,21 +62,28 @@ def table(quick: bool) -> dict:
 
 
 def threads(quick: bool) -> dict:
-    """Wall time with one and two threads in turn; the ratio of the best is what least depends on other load."""
+    """One and two threads in turn. On a loaded machine wall times say little, and two figures help: the ratio of the
+    best walls, and how evenly the work is shared: CPU time of one thread over that of the busier one of two."""
     rows, bars = {}, []
     for name in ("splat", "iteration"):
         step = cases.CASES[name](quick).ours
-        times: dict[int, list[float]] = {1: [], 2: []}
+        wall: dict[int, list[float]] = {1: [], 2: []}
+        busier: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(3 if quick else 30):
-            for n in times:
+            for n in wall:
                 torch.set_num_threads(n)
                 step()
-                times[n].append(wall_ms(step))
+                starts = time.perf_counter(), time.process_time(), time.thread_time()
+                step()
+                wall[n].append(1e3 * (time.perf_counter() - starts[0]))
+                process, caller = time.process_time() - starts[1], time.thread_time() - starts[2]
+                busier[n].append(1e3 * max(caller, process - caller))
         torch.set_num_threads(1)
-        best, middle = (f(times[1]) / f(times[2]) for f in (min, statistics.median))
+        best, middle = (f(wall[1]) / f(wall[2]) for f in (min, statistics.median))
         rows[name] = {
-            "wall_1": figure(times[1], "ms"), "wall_2": figure(times[2], "ms"), "load": measure.load(),
+            "wall_1": figure(wall[1], "ms"), "wall_2": figure(wall[2], "ms"), "load": measure.load(),
             "speedup_of_medians": round(middle, 2), "speedup_of_best": round(best, 2),
+            "shared_cpu": round(statistics.median(busier[1]) / statistics.median(busier[2]), 2),
         }  # fmt: skip
         if name == "splat":
             bars.append(bar("splat, 2 threads over 1: wall, best of each", best, least=1.6))
@@ -167,10 +174,8 @@ def main() -> int:
     if not kernels.available():
         raise SystemExit(f"Nothing to compare: {kernels.why_unavailable()}.")
     torch.set_num_threads(1)
-    machine = {
-        "cpu": measure.processor(), "cores": measure.cores(), "isa": kernels.info()["isa"],
-        "load_before": measure.load(),
-    }  # fmt: skip
+    machine = {"cpu": measure.processor(), "cores": measure.cores(), "isa": kernels.info()["isa"]}
+    before = measure.load()
     start, results = time.perf_counter(), {"cases": {}, "sections": {}}
     if args.only:
         with contextlib.suppress(OSError):
@@ -182,12 +187,12 @@ def main() -> int:
             _say(results["cases"][name])
     for name, section in SECTIONS.items():
         if not args.only or name in args.only:
-            results["sections"][name] = section(args.quick)
+            results["sections"][name] = section(args.quick) | {"load": measure.load()[0]}
             print(name, json.dumps(results["sections"][name].get("rows")) if name != "table" else "", flush=True)
     results |= {
         "what": "CPU milliseconds of the process on one thread, ours and the peers in turn, unless a unit says else",
         "date": time.strftime("%Y-%m-%d"), "quick": args.quick, "seconds": round(time.perf_counter() - start, 1),
-        "machine": machine | {"load_after": measure.load()}, "versions": versions(),
+        "machine": machine | {"load_before": before, "load_after": measure.load()}, "versions": versions(),
     }  # fmt: skip
     parts = (*results["cases"].values(), *results["sections"].values())
     results["bars"] = [b for part in parts for b in part["bars"]]

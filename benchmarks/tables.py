@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ def speed_table(results: dict) -> str:
                     f"{start}| {name} | {_number(peer['time']['median'])} | {spread} | {peer.get('asked', '')} |"
                 )
             start = "| | "
-    return _signed(lines, results)
+    return _signed(lines, results, results.get("cases", {}).values())
 
 
 def splat_table(results: dict) -> str:
@@ -80,24 +80,25 @@ def splat_table(results: dict) -> str:
                 f"{_number(p['time']['median'])} ({_number(p['ratio']['median'])}x)" if "ratio" in p else p["absent"]
             )
         lines.append(f"| {' | '.join(cells)} |")
-    return _signed(lines, results)
+    return _signed(lines, results, rows)
 
 
 def machine_table(results: dict) -> str:
     """Threads, a busy process beside, and the share of the machine's limit."""
-    parts = results.get("sections", {})
+    names = ("threads", "busy", "limits")
+    sections = {name: part for name, part in results.get("sections", {}).items() if name in names}
     lines = ["| | measured |", "|---|---|"]
-    for name, row in parts.get("threads", {}).get("rows", {}).items():
+    for name, row in sections.get("threads", {}).get("rows", {}).items():
         lines.append(
-            f"| {name}, 2 threads over 1, wall: medians; best of each | {row['speedup_of_medians']}x; "
-            f"{row['speedup_of_best']}x (load {row['load'][0]}) |"
+            f"| {name}, 2 threads over 1, wall: medians; best of each; CPU time shared | {row['speedup_of_medians']}x; "
+            f"{row['speedup_of_best']}x; {row['shared_cpu']}x |"
         )
-    beside = parts.get("busy", {}).get("rows", {})
+    beside = sections.get("busy", {}).get("rows", {})
     for k, row in beside.items():
         slower = f", {row['median'] / beside['alone']['median']:.1f} times slower" if k != "alone" else ""
         what = "alone" if k == "alone" else f"beside {k} busy process{'es' * (k != '1')}"
         lines.append(f"| splat on all cores, wall, {what} | {_number(row['median'])} ms{slower} |")
-    limits = parts.get("limits", {})
+    limits = sections.get("limits", {})
     if limits:
         peak = limits["peak_one_thread"]
         lines.append(
@@ -114,7 +115,7 @@ def machine_table(results: dict) -> str:
             f"| {name}: least time by operations; by bytes; measured | {floor['operations']} ms; {floor['bytes']} ms; "
             f"{row['cpu_ms']} ms: {100 * row['share_of_limit']:.1f} % of the limit |",
         ]
-    return _signed(lines, results)
+    return _signed(lines, results, sections.values())
 
 
 def bars_table(results: dict) -> str:
@@ -122,7 +123,7 @@ def bars_table(results: dict) -> str:
     lines = ["| demand | measured | asked | met |", "|---|---|---|---|"]
     for b in results.get("bars", []):
         lines.append(f"| {b['what']} | {_number(b['value'])} | {b['bar']} | {'yes' if b['passed'] else '**no**'} |")
-    return _signed(lines, results)
+    return _signed(lines, results, [])
 
 
 def _number(x: float) -> str:
@@ -130,15 +131,14 @@ def _number(x: float) -> str:
     return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
 
 
-def _signed(lines: list[str], results: dict) -> str:
+def _signed(lines: list[str], results: dict, parts: Iterable[dict]) -> str:
     if not results:
         return "No results yet: `python benchmarks/render.py`."
-    m = results["machine"]
-    load = f"load {m['load_before'][0]} before and {m['load_after'][0]} after"
-    where = f"{m['cpu']}, {m['cores']} cores, {m['isa']}, {load}, {results['date']}"
+    m, loads = results["machine"], sorted(part["load"] for part in parts)
     quick = "A --quick run, not a measurement. " if results["quick"] else ""
-    sign = f"{quick}{where}. Written by `benchmarks/tables.py` from `benchmarks/results/render.json`."
-    return "\n".join([*lines, "", sign])
+    load = f", load {loads[0]:g} to {loads[-1]:g}" if loads else ""
+    sign = f"{quick}{m['cpu']}, {m['cores']} cores, {m['isa']}{load}, {results['date']}."
+    return "\n".join([*lines, "", f"{sign} Written by `benchmarks/tables.py` from `benchmarks/results/render.json`."])
 
 
 BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
