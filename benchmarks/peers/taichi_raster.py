@@ -3,6 +3,11 @@
 The usual structure of published Taichi splatters: pixels in parallel, gradients added by atomics.
 """
 
+# ruff: noqa: E402
+import os
+
+os.environ.setdefault("ENABLE_TAICHI_HEADER_PRINT", "False")
+
 import taichi as ti
 import torch
 from scenes import ALPHA_MAX, ALPHA_MIN, STOP, TILE, RasterScene
