@@ -1,7 +1,7 @@
 # The two commands a newcomer needs: `make demo` and `make test`. Both make .venv themselves, work a second time without
 # network, and install again when a source file has changed.
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench clean help
+.PHONY: demo test lint bench bench-render clean help
 
 # The first of these that is Python 3.11 to 3.14; `make PYTHON=/path/to/python demo` chooses another.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
@@ -30,6 +30,11 @@ bench: $(VENV)/.installed $(VENV)/.dev
 	$(BIN)/python benchmarks/bench.py $(HANDHOLD_BENCH)
 	$(BIN)/python benchmarks/tables.py
 
+# make bench-render ARGS="--peers FOLDER": speed of the engines, docs/benchmarks.md
+bench-render: $(VENV)/.installed
+	$(BIN)/python benchmarks/render.py $(ARGS)
+	$(BIN)/python benchmarks/tables.py
+
 clean:
 	rm -rf $(VENV) build runs .pytest_cache .ruff_cache
 
@@ -38,6 +43,7 @@ help:
 	@echo 'make test   run the tests'
 	@echo 'make lint   check the style'
 	@echo 'make bench  measure the clips of HANDHOLD_BENCH'
+	@echo 'make bench-render  measure the speed of the rendering engines'
 	@echo 'make clean  remove .venv, runs and build files'
 
 # What comes from the network: once, and again only when the requirements change.

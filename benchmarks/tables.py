@@ -1,14 +1,19 @@
 #!/usr/bin/env python3
-"""Write the README's results table from benchmarks/results/bench.json, between its two markers."""
+"""Write the tables of README.md and docs/benchmarks.md from benchmarks/results/, each between its two markers.
+
+`<!-- NAME:begin -->` and `<!-- NAME:end -->` hold the block NAME of BLOCKS. A page has those it has markers for.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+PAGES = ("README.md", "docs/benchmarks.md")
 COLUMNS = (  # title, metric, format
     ("frames %", "frames", "{:.0f}"),
     ("MPJPE right mm", "mpjpe_right", "{:.1f}"),
@@ -20,8 +25,8 @@ COLUMNS = (  # title, metric, format
 )
 
 
-def table(results: dict) -> str:
-    """Markdown: one row per clip, columns without a single figure left out."""
+def clips_table(results: dict) -> str:
+    """Accuracy: one row per clip, columns without a single figure left out."""
     clips = results.get("clips", {})
     if not clips:
         return "No results yet: `make bench HANDHOLD_BENCH=FOLDER`."
@@ -43,22 +48,124 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def insert(readme: str, text: str) -> str:
-    """The README with the block between the markers replaced. Raises ValueError without the markers."""
-    before, found, rest = readme.partition(BEGIN)
-    _, found_end, after = rest.partition(END)
-    if not found or not found_end:
-        raise ValueError(f"the README needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+def speed_table(results: dict) -> str:
+    """Every case: ours, and each peer with how many times slower it is."""
+    lines = ["| task | handhold CPU-ms | against | CPU-ms | times slower | asked |", "|---|---|---|---|---|---|"]
+    for case in results.get("cases", {}).values():
+        asked = f" (asked {case['asked']})" if "asked" in case else ""
+        start = f"| {case['title']} | {_number(case['ours']['median'])}{asked} "
+        for name, peer in case["peers"].items():
+            if "ratio" not in peer:
+                lines.append(f"{start}| {name} | {peer['absent']} | | |")
+            else:
+                ratio = peer["ratio"]
+                spread = f"{_number(ratio['median'])} ({_number(ratio['q1'])}–{_number(ratio['q3'])})"
+                lines.append(
+                    f"{start}| {name} | {_number(peer['time']['median'])} | {spread} | {peer.get('asked', '')} |"
+                )
+            start = "| | "
+    return _signed(lines, results, results.get("cases", {}).values())
+
+
+def splat_table(results: dict) -> str:
+    """Splat forward+backward over numbers of Gaussians and image sizes: ours and the peers, with the ratio."""
+    rows = results.get("sections", {}).get("table", {}).get("rows", [])
+    names = list(dict.fromkeys(name for row in rows for name in row["peers"]))
+    lines = ["| Gaussians @ px | handhold | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+    for row in rows:
+        cells = [f"{row['gaussians'] // 1000}k @ {row['px']}", _number(row["ours"]["median"])]
+        for name in names:
+            p = row["peers"][name]
+            cells.append(
+                f"{_number(p['time']['median'])} ({_number(p['ratio']['median'])}x)" if "ratio" in p else p["absent"]
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    return _signed(lines, results, rows)
+
+
+def machine_table(results: dict) -> str:
+    """Threads, a busy process beside, and the share of the machine's limit."""
+    names = ("threads", "busy", "limits")
+    sections = {name: part for name, part in results.get("sections", {}).items() if name in names}
+    lines = ["| | measured |", "|---|---|"]
+    for name, row in sections.get("threads", {}).get("rows", {}).items():
+        lines.append(
+            f"| {name}, 2 threads over 1, wall: medians; best of each; CPU time shared | {row['speedup_of_medians']}x; "
+            f"{row['speedup_of_best']}x; {row['shared_cpu']}x |"
+        )
+    beside = sections.get("busy", {}).get("rows", {})
+    for k, row in beside.items():
+        slower = f", {row['median'] / beside['alone']['median']:.1f} times slower" if k != "alone" else ""
+        what = "alone" if k == "alone" else f"beside {k} busy process{'es' * (k != '1')}"
+        lines.append(f"| splat on all cores, wall, {what} | {_number(row['median'])} ms{slower} |")
+    limits = sections.get("limits", {})
+    if limits:
+        peak = limits["peak_one_thread"]
+        lines.append(
+            f"| one thread's peak: multiply-add loop; matrix product; copy | {peak['fma_gflops'] or '–'} GFLOP/s; "
+            f"{peak['mm_gflops']} GFLOP/s; {peak['copy_gbs']} GB/s |"
+        )
+    for name, row in limits.get("rows", {}).items():
+        floor = row["floor_ms"]
+        if "pairs" in row:
+            counts = f"{row['intersections']:,}; {row['pairs']:,}"
+            lines.append(f"| {name}: tile intersections; pixel-Gaussian pairs drawn | {counts} |")
+        lines += [
+            f"| {name}: useful operations; compulsory bytes | {row['mflop']} MFLOP; {row['mbytes']} MB |",
+            f"| {name}: least time by operations; by bytes; measured | {floor['operations']} ms; {floor['bytes']} ms; "
+            f"{row['cpu_ms']} ms: {100 * row['share_of_limit']:.1f} % of the limit |",
+        ]
+    return _signed(lines, results, sections.values())
+
+
+def bars_table(results: dict) -> str:
+    """Every demand with what was measured."""
+    lines = ["| demand | measured | asked | met |", "|---|---|---|---|"]
+    for b in results.get("bars", []):
+        lines.append(f"| {b['what']} | {_number(b['value'])} | {b['bar']} | {'yes' if b['passed'] else '**no**'} |")
+    return _signed(lines, results, [])
+
+
+def _number(x: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
+
+
+def _signed(lines: list[str], results: dict, parts: Iterable[dict]) -> str:
+    if not results:
+        return "No results yet: `python benchmarks/render.py`."
+    m, loads = results["machine"], sorted(part["load"] for part in parts)
+    quick = "A --quick run, not a measurement. " if results["quick"] else ""
+    load = f", load {loads[0]:g} to {loads[-1]:g}" if loads else ""
+    sign = f"{quick}{m['cpu']}, {m['cores']} cores, {m['isa']}{load}, {results['date']}."
+    return "\n".join([*lines, "", f"{sign} Written by `benchmarks/tables.py` from `benchmarks/results/render.json`."])
+
+
+BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
+    "results": ("bench.json", clips_table),
+    "render": ("render.json", speed_table),
+    "splat": ("render.json", splat_table),
+    "machine": ("render.json", machine_table),
+    "bars": ("render.json", bars_table),
+}
+
+
+def insert(page: str, name: str, text: str) -> str:
+    """The page with the block between its markers replaced; as it is where it has no such markers."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{text}\n{end}", page, flags=re.DOTALL)
 
 
 def main() -> int:
-    try:
-        results = json.loads((HERE / "results" / "bench.json").read_text(encoding="utf-8"))
-    except OSError:
-        results = {}
-    readme = HERE.parent / "README.md"
-    readme.write_text(insert(readme.read_text(encoding="utf-8"), table(results)), encoding="utf-8")
+    for path in (HERE.parent / page for page in PAGES):
+        page = path.read_text(encoding="utf-8")
+        for name, (file, make) in BLOCKS.items():
+            try:
+                results = json.loads((HERE / "results" / file).read_text(encoding="utf-8"))
+            except OSError:
+                results = {}
+            page = insert(page, name, make(results))
+        path.write_text(page, encoding="utf-8")
     return 0
 
 
