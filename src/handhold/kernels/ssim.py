@@ -28,9 +28,11 @@ def twin(x: Tensor, y: Tensor) -> Tensor:
     t = torch.exp(-t * t / 4.5)
     t = t / t.sum()
 
+    row = t.expand(len(x), 1, 1, 11)  # depthwise on one image is several times faster than channels as a batch
+
     def blur(a: Tensor) -> Tensor:
-        a = torch.nn.functional.conv2d(a[:, None], t[None, None, None, :], padding=(0, 5))
-        return torch.nn.functional.conv2d(a, t[None, None, :, None], padding=(5, 0))[:, 0]
+        a = torch.nn.functional.conv2d(a[None], row, padding=(0, 5), groups=len(x))
+        return torch.nn.functional.conv2d(a, row.transpose(2, 3), padding=(5, 0), groups=len(x))[0]
 
     p, q = blur(x), blur(y)
     xx, yy, xy = blur(x * x) - p * p, blur(y * y) - q * q, blur(x * y) - p * q
