@@ -13,7 +13,6 @@ namespace {
 constexpr int kChunk = 256, kChunkBack = 128;
 constexpr int kMaxFeatures = 32, kMaxExtra = kMaxFeatures + 12;  // features, and bodies besides
 constexpr float kAlphaMax = 0.999f, kStopT = 1e-4f, kMedianT = 0.5f;
-constexpr float kFaintest = -7.99435344f;  // log2(1/255)
 
 // Block bx, by is number bx * kBlockRows + by.
 HH_INLINE void block_pixels(int tile_x, int tile_y, int b, vf* x, vf* y) {
