@@ -193,6 +193,25 @@ def test_same_bits_for_any_thread_count():
 
 
 @compiled
+def test_many_gaussians_are_sorted_in_parts():
+    """Enough of them that sorting is cut into parts: still the twin's picture, and the same bits for any threads."""
+    n = 66000
+    g = torch.Generator().manual_seed(0)
+    means = torch.rand(n, 3, generator=g) * torch.tensor([0.15, 0.15, 1.0]) + torch.tensor([-0.075, -0.075, 0.6])
+    t = (means, torch.ones(n, 4), torch.full((n, 3), 0.001), torch.full((n,), 0.03), torch.rand(n, 3, generator=g))
+    k = torch.tensor([[60.0, 0, 8], [0, 60, 8], [0, 0, 1]])
+    pictures = []
+    with torch.no_grad():
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            pictures.append(rasterize(*t, EYE, k, 16, 16, backend="cpu")[0])
+        torch.set_num_threads(1)
+        twin = rasterize(*t, EYE, k, 16, 16, backend="torch")[0]
+    assert torch.equal(pictures[0], pictures[1]) and torch.equal(pictures[0], pictures[2])
+    assert ((pictures[0] - twin).abs() > 1e-4).float().mean() < 0.01 and (pictures[0] - twin).abs().max() < 2e-3
+
+
+@compiled
 def test_the_baseline_instruction_set_equals_this_one():
     code = """
 import sys

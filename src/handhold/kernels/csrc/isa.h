@@ -64,6 +64,7 @@ struct Raster {
   const int64_t* tile_start;   // (tiles+1)
   const int32_t* order;        // splat of each intersection, by tile and depth
   float* final_T;              // (tiles,256) block layout
+  uint64_t* reach;             // (intersections) blocks of the tile that the splat was drawn on
   int32_t* stop;               // (tiles,256) place in the tile's list at which a pixel stopped; the list's length where it did not
   float *out, *alpha;          // (H,W,4+n_features+n_ids) (H,W)
   int32_t* median;             // (H,W) splat at which the transmittance falls to 1/2, or -1

@@ -27,10 +27,11 @@ struct State {
   Buffer<uint8_t> clamped, used;
   Buffer<float> depth, final_T, slots;
   Buffer<int32_t> stop;
+  Buffer<uint64_t> reach;
   Bins bins;
 
   int64_t bytes() const {
-    return splats.bytes() + clamped.bytes() + used.bytes() + depth.bytes() + final_T.bytes() + slots.bytes() + stop.bytes() + bins.bytes();
+    return splats.bytes() + clamped.bytes() + used.bytes() + depth.bytes() + final_T.bytes() + slots.bytes() + stop.bytes() + reach.bytes() + bins.bytes();
   }
 };
 
@@ -67,7 +68,7 @@ Raster raster(State& st) {
   const Project& p = st.project;
   r.W = p.W, r.H = p.H, r.tiles_x = p.tiles_x, r.n_ids = p.n_ids, r.n_features = st.n_features;
   r.splats = st.splats.data(), r.tile_start = st.bins.tile_start.data(), r.order = st.bins.order.data();
-  r.final_T = st.final_T.data(), r.stop = st.stop.data(), r.box = st.bins.box.data(), r.offset = st.bins.offset.data();
+  r.final_T = st.final_T.data(), r.stop = st.stop.data(), r.reach = st.reach.data(), r.box = st.bins.box.data(), r.offset = st.bins.offset.data();
   return r;
 }
 
@@ -103,6 +104,7 @@ HH_API void* hh_splat_forward(int kind, int n, int W, int H, int n_features, int
   if (*intersections > kMaxIntersections) return nullptr;
   st->bins.fill(n, p.tiles_x, tiles, p.depth, threads);
   st->final_T.resize(static_cast<size_t>(tiles) * 256), st->stop.resize(static_cast<size_t>(tiles) * 256);
+  st->reach.resize(static_cast<size_t>(*intersections));
   Raster r = raster(*st);
   r.out = out, r.alpha = alpha, r.median = median, r.features = features;
   parallel(tiles, threads, [&](int64_t i) { kernel.raster(r, st->bins.heavy_first[i]); });

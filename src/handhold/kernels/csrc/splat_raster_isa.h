@@ -10,10 +10,9 @@
 namespace hh {
 namespace {
 
-constexpr int kChunk = 256, kChunkBack = 128;
+constexpr int kChunk = 256, kChunkBack = 96;
 constexpr int kMaxFeatures = 32, kMaxExtra = kMaxFeatures + 12;  // features, and bodies besides
 constexpr float kAlphaMax = 0.999f, kStopT = 1e-4f, kMedianT = 0.5f;
-constexpr float kFaintest = -7.99435344f;  // log2(1/255)
 
 // Block bx, by is number bx * kBlockRows + by.
 HH_INLINE void block_pixels(int tile_x, int tile_y, int b, vf* x, vf* y) {
@@ -22,14 +21,18 @@ HH_INLINE void block_pixels(int tile_x, int tile_y, int b, vf* x, vf* y) {
   *x += x0, *y += y0;
 }
 
-// f(lane, px, py) for the pixels of a block that are in the image.
-template <class F>
-HH_INLINE void each_pixel(const Raster& r, int tile_x, int tile_y, int b, F&& f) {
+// Numbers of a block's pixels in the image; those outside are given that of the tile's first. Returns which are inside.
+HH_INLINE unsigned block_numbers(const Raster& r, int tile_x, int tile_y, int b, int64_t* pixel) {
   const int x0 = tile_x * kTile + (b / kBlockRows) * 4, y0 = tile_y * kTile + (b % kBlockRows) * kBlockH;
+  const int64_t first = (int64_t)tile_y * kTile * r.W + tile_x * kTile;
+  unsigned inside = 0;
   for (int i = 0; i < HH_LANES; ++i) {
     const int px = x0 + (i & 3), py = y0 + (i >> 2);
-    if (px < r.W && py < r.H) f(i, (int64_t)py * r.W + px);
+    const bool in = px < r.W && py < r.H;
+    pixel[i] = in ? (int64_t)py * r.W + px : first;
+    inside |= (unsigned)in << i;
   }
+  return inside;
 }
 
 struct BlockState {
@@ -98,20 +101,23 @@ void raster(const Raster& r, int tile) {
   vf extra[kBlocks * kMaxExtra];
   uint8_t lists[kBlocks][kChunk];
   int counts[kBlocks];
-  uint64_t found[kChunk];
   Item local[kChunk];
   uint64_t live = 0;
   for (int b = 0; b < kBlocks; ++b) {
     BlockState& t = state[b];
-    t.T = all(1.f), t.threshold = all(__builtin_inff()), t.stop = vi{} + (int32_t)(e - s);
+    t.T = all(1.f), t.stop = vi{} + (int32_t)(e - s);
     for (int k = 0; k < 4; ++k) t.color[k] = vf{};
     for (int i = 0; i < HH_LANES; ++i) t.median[i] = -1;
     for (int k = 0; k < E; ++k) extra[b * E + k] = vf{};
-    each_pixel(r, tx, ty, b, [&](int i, int64_t) { t.threshold[i] = kFaintest, live |= 1ull << b; });
+    int64_t pixel[HH_LANES];
+    const unsigned inside = block_numbers(r, tx, ty, b, pixel);
+    t.threshold = lane_mask(inside) ? all(kFaintest) : all(__builtin_inff());
+    if (inside) live |= 1ull << b;
   }
   const Item* items = static_cast<const Item*>(r.splats);
   for (int64_t k = s; k < e && live; k += kChunk) {
     const int32_t* order = r.order + k;
+    uint64_t* found = r.reach + k;
     const int m = (int)(e - k < kChunk ? e - k : kChunk);
     for (int b = 0; b < kBlocks; ++b) counts[b] = 0;
     for (int j = 0; j < m; ++j) {
@@ -134,15 +140,17 @@ void raster(const Raster& r, int tile) {
   }
   for (int b = 0; b < kBlocks; ++b) {
     const BlockState& t = state[b];
-    float* final_T = r.final_T + (int64_t)tile * 256 + b * HH_LANES;
-    int32_t* stop = r.stop + (int64_t)tile * 256 + b * HH_LANES;
-    for (int i = 0; i < HH_LANES; ++i) final_T[i] = t.T[i], stop[i] = t.stop[i];
-    each_pixel(r, tx, ty, b, [&](int i, int64_t pixel) {
-      float* o = r.out + pixel * C;
+    *(vf*)(r.final_T + (int64_t)tile * 256 + b * HH_LANES) = t.T;
+    *(vi*)(r.stop + (int64_t)tile * 256 + b * HH_LANES) = t.stop;
+    int64_t pixel[HH_LANES];
+    const unsigned inside = block_numbers(r, tx, ty, b, pixel);
+    for (int i = 0; i < HH_LANES; ++i) {
+      if (!(inside >> i & 1)) continue;
+      float* o = r.out + pixel[i] * C;
       for (int k = 0; k < 4; ++k) o[k] = t.color[k][i];
       for (int k = 0; k < E; ++k) o[4 + k] = extra[b * E + k][i];
-      r.alpha[pixel] = 1.f - t.T[i], r.median[pixel] = t.median[i];
-    });
+      r.alpha[pixel[i]] = 1.f - t.T[i], r.median[pixel[i]] = t.median[i];
+    }
   }
 }
 
@@ -151,10 +159,10 @@ struct BlockGrad {
   vi stop;
 };
 
-// One block through its list of a chunk, back to front. sums (chunk, stride): each splat's, added to.
+// One block through its list of a chunk, back to front. sums (chunk, stride): each splat's, per lane, added to.
 template <class K, bool EXTRA>
 HH_INLINE void composite_backward(const Raster& r, const typename K::Item* local, const int32_t* order, const uint8_t* list, int count, int32_t base,
-                                  int tx, int ty, int b, BlockGrad& s, const vf* v_extra, float* sums, int stride) {
+                                  int tx, int ty, int b, BlockGrad& s, const vf* v_extra, vf* sums, int stride) {
   vf px, py;
   block_pixels(tx, ty, b, &px, &py);
   vf T = s.T, behind = s.behind;
@@ -174,22 +182,17 @@ HH_INLINE void composite_backward(const Raster& r, const typename K::Item* local
     T *= inv;
     const vf w = alpha * T, depth = K::depth(g, p);
     vf dot = v0 * g.col[0] + v1 * g.col[1] + v2 * g.col[2] + v3 * depth;
-    float* sum_j = sums + j * stride;
+    vf* sum_j = sums + j * stride;
     if (EXTRA) {
       const float* f = r.features + (int64_t)order[j] * F;
-      for (int i = 0; i < F; ++i) dot += v_extra[i] * f[i], sum_j[K::kSlot + i] += sum(w * v_extra[i]);
+      for (int i = 0; i < F; ++i) dot += v_extra[i] * f[i], sum_j[K::kSlot + i] += w * v_extra[i];
       if (g.id >= 0) dot += v_extra[F + g.id];
     }
     const vf v_alpha = T * dot - inv * behind;
     behind += w * dot;
     const vf q = (hit & free) ? raw * v_alpha : vf{};
-    vf out[K::kSlot] = {w * v0, w * v1, w * v2, q};
-    K::sums(g, p, q, w * v3, out + 4);
-    int i = 0;
-    for (; i + 8 <= K::kSlot; i += 8) add_sum8(out + i, sum_j + i);
-    if (i + 2 == K::kSlot) add_sum2(out + i, sum_j + i);
-    else
-      for (; i < K::kSlot; ++i) sum_j[i] += sum(out[i]);
+    sum_j[0] += w * v0, sum_j[1] += w * v1, sum_j[2] += w * v2, sum_j[3] += q;
+    K::add(g, p, q, w * v3, sum_j + 4);
   }
   s.T = T, s.behind = behind;
 }
@@ -205,34 +208,37 @@ void raster_backward(const Raster& r, int tile) {
   int32_t deepest[kBlocks], most = 0;
   for (int b = 0; b < kBlocks; ++b) {
     BlockGrad& t = block[b];
-    const float* final_T = r.final_T + (int64_t)tile * 256 + b * HH_LANES;
-    const int32_t* stop = r.stop + (int64_t)tile * 256 + b * HH_LANES;
-    vf v_alpha{};
-    for (int k = 0; k < 4; ++k) t.v[k] = vf{};
-    for (int k = 0; k < E; ++k) v_extra[b * E + k] = vf{};
-    for (int i = 0; i < HH_LANES; ++i) t.T[i] = final_T[i], t.stop[i] = 0;
+    int64_t pixel[HH_LANES];
+    const unsigned inside = block_numbers(r, tx, ty, b, pixel);
+    const vi in = lane_mask(inside);
+    t.T = *(const vf*)(r.final_T + (int64_t)tile * 256 + b * HH_LANES);
+    t.stop = *(const vi*)(r.stop + (int64_t)tile * 256 + b * HH_LANES) & in;
+    vf v[4], v_alpha{};
+    for (int i = 0; i < HH_LANES; ++i)
+      for (int k = 0; k < 4; ++k) v[k][i] = r.v_out[pixel[i] * C + k];
+    if (r.v_alpha)
+      for (int i = 0; i < HH_LANES; ++i) v_alpha[i] = r.v_alpha[pixel[i]];
+    for (int k = 0; k < 4; ++k) t.v[k] = in ? v[k] : vf{};
+    for (int k = 0; k < E; ++k) {
+      vf x;
+      for (int i = 0; i < HH_LANES; ++i) x[i] = r.v_out[pixel[i] * C + 4 + k];
+      v_extra[b * E + k] = in ? x : vf{};
+    }
     deepest[b] = 0;
-    each_pixel(r, tx, ty, b, [&](int i, int64_t pixel) {
-      const float* o = r.v_out + pixel * C;
-      for (int k = 0; k < 4; ++k) t.v[k][i] = o[k];
-      for (int k = 0; k < E; ++k) v_extra[b * E + k][i] = o[4 + k];
-      v_alpha[i] = r.v_alpha ? r.v_alpha[pixel] : 0.f;
-      t.stop[i] = stop[i];
-      deepest[b] = maxi(deepest[b], stop[i]);
-    });
+    for (int i = 0; i < HH_LANES; ++i) deepest[b] = maxi(deepest[b], t.stop[i]);
     most = maxi(most, deepest[b]);
-    t.behind = -t.T * v_alpha;
+    t.behind = in ? -t.T * v_alpha : vf{};
   }
   constexpr int kSums = K::kSlot + kMaxFeatures;
-  alignas(64) float sums[kChunkBack * kSums];
+  vf sums[kChunkBack * kSums];
   uint8_t lists[kBlocks][kChunkBack];
   int counts[kBlocks];
   Item local[kChunkBack];
-  uint64_t found[kChunkBack];
   const Item* items = static_cast<const Item*>(r.splats);
   const int stride = K::kSlot + F;
   for (int32_t base = (most - 1) / kChunkBack * kChunkBack; most > 0 && base >= 0; base -= kChunkBack) {
     const int32_t* order = r.order + s + base;
+    const uint64_t* found = r.reach + s + base;
     const int m = mini(kChunkBack, most - base);
     uint64_t live = 0;
     for (int b = 0; b < kBlocks; ++b) counts[b] = 0, live |= (uint64_t)(deepest[b] > base) << b;
@@ -241,25 +247,26 @@ void raster_backward(const Raster& r, int tile) {
       const int64_t n = order[j];
       __builtin_prefetch(&r.box[4 * n]), __builtin_prefetch(&r.offset[n]);
       local[j] = items[n];
-      found[j] = K::blocks(local[j], (float)(tx * kTile), (float)(ty * kTile)) & live;
-    }
-    for (int j = 0; j < m; ++j)
-      for (uint64_t left = found[j]; left; left &= left - 1) {
+      for (uint64_t left = found[j] & live; left; left &= left - 1) {
         const int b = __builtin_ctzll(left);
         lists[b][counts[b]++] = (uint8_t)j;
       }
-    for (int i = 0; i < m * stride; ++i) sums[i] = 0;
+    }
+    for (int i = 0; i < m * stride; ++i) sums[i] = vf{};
     for (uint64_t left = live; left; left &= left - 1) {
       const int b = __builtin_ctzll(left);
       if (E) composite_backward<K, true>(r, local, order, lists[b], counts[b], base, tx, ty, b, block[b], v_extra + b * E, sums, stride);
       else composite_backward<K, false>(r, local, order, lists[b], counts[b], base, tx, ty, b, block[b], nullptr, sums, stride);
     }
     for (int j = 0; j < m; ++j) {
-      if (!found[j]) continue;
+      if (!(found[j] & live)) continue;
       const int32_t n = order[j], *tiles = r.box + 4 * (int64_t)n;
       const int64_t at = r.offset[n] + (int64_t)(ty - tiles[1]) * (tiles[2] - tiles[0]) + (tx - tiles[0]);
       r.used[at] = 1;
-      for (int i = 0; i < stride; ++i) r.slots[at * stride + i] = sums[j * stride + i];
+      float* slot = r.slots + at * stride;
+      int i = 0;
+      for (; i + 8 <= stride; i += 8) sum8(sums + j * stride + i, slot + i);
+      for (; i < stride; ++i) slot[i] = sum(sums[j * stride + i]);
     }
   }
 }

@@ -7,117 +7,145 @@ namespace {
 
 constexpr int kTile = 16, kBlockH = HH_LANES / 4, kBlocks = 256 / HH_LANES, kBlockRows = kTile / kBlockH;
 constexpr float kNear = 0.01f, kFar = 1e10f, kAlphaMin = 1.f / 255.f;
-constexpr float kLog2e = 1.44269504088896341f;
+constexpr float kLog2e = 1.44269504088896341f, kFaintest = -7.99435344f;  // log2(1/255)
 
-HH_INLINE void sh_basis(int degree, float x, float y, float z, float* B) {
-  B[0] = 0.28209479177387814f;
+HH_INLINE void sh_basis(int degree, vf x, vf y, vf z, vf* B) {
+  B[0] = vf{} + 0.28209479177387814f;
   if (degree < 1) return;
   const float c = 0.4886025119029199f;
   B[1] = -c * y, B[2] = c * z, B[3] = -c * x;
   if (degree < 2) return;
-  const float xx = x * x, yy = y * y, zz = z * z, xy = x * y, yz = y * z, xz = x * z;
-  B[4] = 1.0925484305920792f * xy, B[5] = -1.0925484305920792f * yz, B[6] = 0.31539156525252005f * (2 * zz - xx - yy);
+  const vf xx = x * x, yy = y * y, zz = z * z, xy = x * y, yz = y * z, xz = x * z;
+  B[4] = 1.0925484305920792f * xy, B[5] = -1.0925484305920792f * yz, B[6] = 0.31539156525252005f * (2.f * zz - xx - yy);
   B[7] = -1.0925484305920792f * xz, B[8] = 0.5462742152960396f * (xx - yy);
   if (degree < 3) return;
-  B[9] = -0.5900435899266435f * y * (3 * xx - yy), B[10] = 2.890611442640554f * xy * z;
-  B[11] = -0.4570457994644658f * y * (4 * zz - xx - yy), B[12] = 0.3731763325901154f * z * (2 * zz - 3 * xx - 3 * yy);
-  B[13] = -0.4570457994644658f * x * (4 * zz - xx - yy), B[14] = 1.445305721320277f * z * (xx - yy);
-  B[15] = -0.5900435899266435f * x * (xx - 3 * yy);
+  B[9] = -0.5900435899266435f * y * (3.f * xx - yy), B[10] = 2.890611442640554f * xy * z;
+  B[11] = -0.4570457994644658f * y * (4.f * zz - xx - yy), B[12] = 0.3731763325901154f * z * (2.f * zz - 3.f * xx - 3.f * yy);
+  B[13] = -0.4570457994644658f * x * (4.f * zz - xx - yy), B[14] = 1.445305721320277f * z * (xx - yy);
+  B[15] = -0.5900435899266435f * x * (xx - 3.f * yy);
 }
 
 // Gradient of sum_k w_k B_k with respect to (x,y,z).
-HH_INLINE void sh_basis_grad(int degree, float x, float y, float z, const float* w, float* g) {
-  g[0] = g[1] = g[2] = 0;
+HH_INLINE void sh_basis_grad(int degree, vf x, vf y, vf z, const vf* w, vf* g) {
+  g[0] = g[1] = g[2] = vf{};
   if (degree < 1) return;
   const float c1 = 0.4886025119029199f;
   g[1] -= c1 * w[1], g[2] += c1 * w[2], g[0] -= c1 * w[3];
   if (degree < 2) return;
   const float c = 1.0925484305920792f, d = 0.31539156525252005f, e = 0.5462742152960396f;
-  g[0] += c * y * w[4] - 2 * d * x * w[6] - c * z * w[7] + 2 * e * x * w[8];
-  g[1] += c * x * w[4] - c * z * w[5] - 2 * d * y * w[6] - 2 * e * y * w[8];
-  g[2] += -c * y * w[5] + 4 * d * z * w[6] - c * x * w[7];
+  g[0] += c * y * w[4] - 2.f * d * x * w[6] - c * z * w[7] + 2.f * e * x * w[8];
+  g[1] += c * x * w[4] - c * z * w[5] - 2.f * d * y * w[6] - 2.f * e * y * w[8];
+  g[2] += -c * y * w[5] + 4.f * d * z * w[6] - c * x * w[7];
   if (degree < 3) return;
-  const float xx = x * x, yy = y * y, zz = z * z;
-  const float k9 = -0.5900435899266435f * w[9], k10 = 2.890611442640554f * w[10], k11 = -0.4570457994644658f * w[11];
-  const float k12 = 0.3731763325901154f * w[12], k13 = -0.4570457994644658f * w[13], k14 = 1.445305721320277f * w[14];
-  const float k15 = -0.5900435899266435f * w[15];
-  g[0] += k9 * 6 * x * y + k10 * y * z - k11 * 2 * x * y - k12 * 6 * x * z + k13 * (4 * zz - 3 * xx - yy) + k14 * 2 * x * z + k15 * 3 * (xx - yy);
-  g[1] += k9 * 3 * (xx - yy) + k10 * x * z + k11 * (4 * zz - xx - 3 * yy) - k12 * 6 * y * z - k13 * 2 * x * y - k14 * 2 * y * z - k15 * 6 * x * y;
-  g[2] += k10 * x * y + k11 * 8 * y * z + k12 * (6 * zz - 3 * xx - 3 * yy) + k13 * 8 * x * z + k14 * (xx - yy);
+  const vf xx = x * x, yy = y * y, zz = z * z;
+  const vf k9 = -0.5900435899266435f * w[9], k10 = 2.890611442640554f * w[10], k11 = -0.4570457994644658f * w[11];
+  const vf k12 = 0.3731763325901154f * w[12], k13 = -0.4570457994644658f * w[13], k14 = 1.445305721320277f * w[14];
+  const vf k15 = -0.5900435899266435f * w[15];
+  g[0] += k9 * 6.f * x * y + k10 * y * z - k11 * 2.f * x * y - k12 * 6.f * x * z + k13 * (4.f * zz - 3.f * xx - yy) + k14 * 2.f * x * z + k15 * 3.f * (xx - yy);
+  g[1] += k9 * 3.f * (xx - yy) + k10 * x * z + k11 * (4.f * zz - xx - 3.f * yy) - k12 * 6.f * y * z - k13 * 2.f * x * y - k14 * 2.f * y * z - k15 * 6.f * x * y;
+  g[2] += k10 * x * y + k11 * 8.f * y * z + k12 * (6.f * zz - 3.f * xx - 3.f * yy) + k13 * 8.f * x * z + k14 * (xx - yy);
 }
 
-HH_INLINE void view_direction(const Project& c, int64_t n, float* dir, float* inv_len) {
-  for (int k = 0; k < 3; ++k) dir[k] = c.means[3 * n + k] - c.campos[k];
-  *inv_len = 1.f / __builtin_sqrtf(dir[0] * dir[0] + dir[1] * dir[1] + dir[2] * dir[2]);
+// LANES Gaussians at a time: `at` are their numbers, clamped to the last one of the range.
+template <int K>
+HH_INLINE void load_lanes(const float* p, const int64_t* at, vf* out) {
+  for (int k = 0; k < K; ++k) {
+    vf v;
+    for (int i = 0; i < HH_LANES; ++i) v[i] = p[at[i] * K + k];
+    out[k] = v;
+  }
+}
+template <int K>
+HH_INLINE void store_lanes(float* p, const int64_t* at, unsigned lanes, const vf* v) {
+  for (int i = 0; i < HH_LANES; ++i)
+    if (lanes >> i & 1)
+      for (int k = 0; k < K; ++k) p[at[i] * K + k] = v[k][i];
+}
+
+HH_INLINE void view_direction(const Project& c, const vf* mean, vf* dir, vf* inv_len) {
+  for (int k = 0; k < 3; ++k) dir[k] = mean[k] - c.campos[k];
+  *inv_len = 1.f / sqrtv(dir[0] * dir[0] + dir[1] * dir[1] + dir[2] * dir[2]);
   for (int k = 0; k < 3; ++k) dir[k] *= *inv_len;
 }
 
-HH_INLINE void shade(const Project& c, int64_t n, float* col) {
-  c.clamped[n] = 0;
-  if (c.sh_degree < 0) {
-    for (int k = 0; k < 3; ++k) col[k] = c.colors[3 * n + k];
-    return;
-  }
-  float dir[3], il, B[16], rgb[3] = {0.5f, 0.5f, 0.5f};
-  view_direction(c, n, dir, &il);
-  sh_basis(c.sh_degree, dir[0], dir[1], dir[2], B);
-  const float* s = c.colors + n * c.K * 3;
-  for (int k = 0, nb = (c.sh_degree + 1) * (c.sh_degree + 1); k < nb; ++k)
-    for (int i = 0; i < 3; ++i) rgb[i] += B[k] * s[3 * k + i];
-  for (int i = 0; i < 3; ++i) {
-    if (rgb[i] < 0) rgb[i] = 0, c.clamped[n] |= 1 << i;
-    col[i] = rgb[i];
+// Colours of the Gaussians `lanes`, to col (3,LANES).
+HH_INLINE void shade(const Project& c, const int64_t* at, unsigned lanes, const vf* mean, float (*col)[HH_LANES]) {
+  const int nb = (c.sh_degree + 1) * (c.sh_degree + 1);
+  vf dir[3], il, B[16];
+  if (c.sh_degree >= 0) view_direction(c, mean, dir, &il), sh_basis(c.sh_degree, dir[0], dir[1], dir[2], B);
+  for (int i = 0; i < HH_LANES; ++i) {
+    if (!(lanes >> i & 1)) continue;
+    c.clamped[at[i]] = 0;
+    if (c.sh_degree < 0) {
+      for (int k = 0; k < 3; ++k) col[k][i] = c.colors[3 * at[i] + k];
+      continue;
+    }
+    float rgb[3] = {0.5f, 0.5f, 0.5f};
+    const float* s = c.colors + at[i] * c.K * 3;
+    for (int k = 0; k < nb; ++k)
+      for (int j = 0; j < 3; ++j) rgb[j] += B[k][i] * s[3 * k + j];
+    for (int j = 0; j < 3; ++j) {
+      if (rgb[j] < 0) rgb[j] = 0, c.clamped[at[i]] |= 1 << j;
+      col[j][i] = rgb[j];
+    }
   }
 }
 
-// g: dL/dcolour. Writes v_color (zero beforehand), adds to v_mean and to the camera sums.
-HH_INLINE void shade_backward(const Project& c, int64_t n, const float* grad, float* v_color, float* v_mean, double* camera) {
-  if (c.sh_degree < 0) {
-    for (int i = 0; i < 3; ++i) v_color[i] = grad[i];
-    return;
-  }
+// grad (3): dL/dcolour; drawn: the mask of `lanes`. Writes v_colors, adds to v_mean and to the camera sums.
+HH_INLINE void shade_backward(const Project& c, const int64_t* at, unsigned lanes, vi drawn, const vf* mean, const vf* grad, float* v_colors, vf* v_mean, vf* camera) {
+  if (c.sh_degree < 0) return store_lanes<3>(v_colors, at, lanes, grad);
+  const int nb = (c.sh_degree + 1) * (c.sh_degree + 1), per_color = 3 * c.K;
   const float* V = c.view;
-  float dir[3], il, B[16], vB[16], vd[3], a[3];
-  view_direction(c, n, dir, &il);
+  vf dir[3], il, B[16], vd[3];
+  float vB[16][HH_LANES] = {};
+  view_direction(c, mean, dir, &il);
   sh_basis(c.sh_degree, dir[0], dir[1], dir[2], B);
-  const float* f = c.colors + n * c.K * 3;
-  for (int i = 0; i < 3; ++i) a[i] = c.clamped[n] >> i & 1 ? 0 : grad[i];
-  for (int k = 0, nb = (c.sh_degree + 1) * (c.sh_degree + 1); k < nb; ++k) {
-    for (int i = 0; i < 3; ++i) v_color[3 * k + i] = B[k] * a[i];
-    vB[k] = f[3 * k] * a[0] + f[3 * k + 1] * a[1] + f[3 * k + 2] * a[2];
+  for (int i = 0; i < HH_LANES; ++i) {
+    if (!(lanes >> i & 1)) continue;
+    const float* f = c.colors + at[i] * per_color;
+    float a[3], *v_color = v_colors + at[i] * per_color;
+    for (int j = 0; j < 3; ++j) a[j] = c.clamped[at[i]] >> j & 1 ? 0 : grad[j][i];
+    for (int k = 0; k < nb; ++k) {
+      for (int j = 0; j < 3; ++j) v_color[3 * k + j] = B[k][i] * a[j];
+      vB[k][i] = f[3 * k] * a[0] + f[3 * k + 1] * a[1] + f[3 * k + 2] * a[2];
+    }
+    for (int k = 3 * nb; k < per_color; ++k) v_color[k] = 0;
   }
-  sh_basis_grad(c.sh_degree, dir[0], dir[1], dir[2], vB, vd);
-  const float along = vd[0] * dir[0] + vd[1] * dir[1] + vd[2] * dir[2];
-  for (int k = 0; k < 3; ++k) v_mean[k] += vd[k] = (vd[k] - along * dir[k]) * il;
+  vf w[16];
+  for (int k = 0; k < nb; ++k)
+    for (int i = 0; i < HH_LANES; ++i) w[k][i] = vB[k][i];
+  sh_basis_grad(c.sh_degree, dir[0], dir[1], dir[2], w, vd);
+  const vf along = vd[0] * dir[0] + vd[1] * dir[1] + vd[2] * dir[2];
+  for (int k = 0; k < 3; ++k) v_mean[k] += vd[k] = drawn ? (vd[k] - along * dir[k]) * il : vf{};
   for (int i = 0; i < 3; ++i) {  // the direction also depends on the camera centre, -R^T t
-    float acc = 0;
+    vf acc{};
     for (int j = 0; j < 3; ++j) acc += V[4 * i + j] * vd[j], camera[4 * i + j] += V[4 * i + 3] * vd[j];
     camera[4 * i + 3] += acc;
   }
 }
 
-HH_INLINE void camera_point(const Project& c, int64_t n, float* t) {
-  const float *mean = c.means + 3 * n, *V = c.view;
+HH_INLINE void camera_point(const Project& c, const vf* mean, vf* t) {
+  const float* V = c.view;
   for (int i = 0; i < 3; ++i) t[i] = V[4 * i] * mean[0] + V[4 * i + 1] * mean[1] + V[4 * i + 2] * mean[2] + V[4 * i + 3];
 }
 
 // R from a quaternion wxyz of any length; returns one over that length.
-HH_INLINE float rotation(const float* q, float* R) {
-  const float il = 1.f / __builtin_sqrtf(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]);
-  const float w = q[0] * il, x = q[1] * il, y = q[2] * il, z = q[3] * il;
-  R[0] = 1 - 2 * (y * y + z * z), R[1] = 2 * (x * y - w * z), R[2] = 2 * (x * z + w * y);
-  R[3] = 2 * (x * y + w * z), R[4] = 1 - 2 * (x * x + z * z), R[5] = 2 * (y * z - w * x);
-  R[6] = 2 * (x * z - w * y), R[7] = 2 * (y * z + w * x), R[8] = 1 - 2 * (x * x + y * y);
+HH_INLINE vf rotation(const vf* q, vf* R) {
+  const vf il = 1.f / sqrtv(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]);
+  const vf w = q[0] * il, x = q[1] * il, y = q[2] * il, z = q[3] * il;
+  R[0] = 1.f - 2.f * (y * y + z * z), R[1] = 2.f * (x * y - w * z), R[2] = 2.f * (x * z + w * y);
+  R[3] = 2.f * (x * y + w * z), R[4] = 1.f - 2.f * (x * x + z * z), R[5] = 2.f * (y * z - w * x);
+  R[6] = 2.f * (x * z - w * y), R[7] = 2.f * (y * z + w * x), R[8] = 1.f - 2.f * (x * x + y * y);
   return il;
 }
 
-HH_INLINE void rotation_backward(const float* q, float il, const float* vR, float* v_quat) {
-  const float w = q[0] * il, x = q[1] * il, y = q[2] * il, z = q[3] * il;
-  const float gw = 2 * (x * (vR[7] - vR[5]) + y * (vR[2] - vR[6]) + z * (vR[3] - vR[1]));
-  const float gx = 2 * (-2 * x * (vR[4] + vR[8]) + y * (vR[1] + vR[3]) + z * (vR[2] + vR[6]) + w * (vR[7] - vR[5]));
-  const float gy = 2 * (x * (vR[1] + vR[3]) - 2 * y * (vR[0] + vR[8]) + z * (vR[5] + vR[7]) + w * (vR[2] - vR[6]));
-  const float gz = 2 * (x * (vR[2] + vR[6]) + y * (vR[5] + vR[7]) - 2 * z * (vR[0] + vR[4]) + w * (vR[3] - vR[1]));
-  const float dot = gw * w + gx * x + gy * y + gz * z;
+HH_INLINE void rotation_backward(const vf* q, vf il, const vf* vR, vf* v_quat) {
+  const vf w = q[0] * il, x = q[1] * il, y = q[2] * il, z = q[3] * il;
+  const vf gw = 2.f * (x * (vR[7] - vR[5]) + y * (vR[2] - vR[6]) + z * (vR[3] - vR[1]));
+  const vf gx = 2.f * (-2.f * x * (vR[4] + vR[8]) + y * (vR[1] + vR[3]) + z * (vR[2] + vR[6]) + w * (vR[7] - vR[5]));
+  const vf gy = 2.f * (x * (vR[1] + vR[3]) - 2.f * y * (vR[0] + vR[8]) + z * (vR[5] + vR[7]) + w * (vR[2] - vR[6]));
+  const vf gz = 2.f * (x * (vR[2] + vR[6]) + y * (vR[5] + vR[7]) - 2.f * z * (vR[0] + vR[4]) + w * (vR[3] - vR[1]));
+  const vf dot = gw * w + gx * x + gy * y + gz * z;
   v_quat[0] = (gw - dot * w) * il, v_quat[1] = (gx - dot * x) * il;
   v_quat[2] = (gy - dot * y) * il, v_quat[3] = (gz - dot * z) * il;
 }
@@ -133,27 +161,52 @@ HH_INLINE bool tile_range(const Project& c, float x0, float x1, float y0, float 
 
 HH_INLINE int32_t body(const Project& c, int64_t n) { return c.ids && c.ids[n] >= 0 && c.ids[n] < c.n_ids ? (int32_t)c.ids[n] : -1; }
 
-// Sums the slots of one Gaussian into a[0..count) and its features' gradient. False when nothing of it was drawn.
-HH_INLINE bool gather(const ProjectGrad& out, int64_t n, int count, float* a) {
-  const int F = out.n_features, stride = count + F;
-  float* v_f = out.features + n * F;
-  bool touched = false;
-  for (int i = 0; i < count; ++i) a[i] = 0;
-  for (int i = 0; i < F; ++i) v_f[i] = 0;
-  for (int64_t s = out.offset[n]; s < out.offset[n + 1]; ++s) {
-    if (!out.used[s]) continue;
-    const float* slot = out.slots + s * stride;
-    for (int i = 0; i < count; ++i) a[i] += slot[i];
-    for (int i = 0; i < F; ++i) v_f[i] += slot[count + i];
-    touched = true;
+// The Gaussians b..e of a range, LANES at a time: f(at, lanes).
+template <class F>
+HH_INLINE void each_lanes(int64_t b, int64_t e, F&& f) {
+  for (int64_t n = b; n < e; n += HH_LANES) {
+    int64_t at[HH_LANES];
+    for (int i = 0; i < HH_LANES; ++i) at[i] = n + i < e ? n + i : e - 1;
+    f(at, n + HH_LANES <= e ? (1u << HH_LANES) - 1 : (1u << (e - n)) - 1);
   }
+}
+
+// Sums the slots of some Gaussians into a[0..COUNT) and their features' gradient; everything is zero for those of which nothing
+// was drawn. Returns the others.
+template <int COUNT>
+HH_INLINE unsigned gather(const Project& c, const ProjectGrad& out, const int64_t* at, unsigned lanes, vf* a) {
+  const int F = out.n_features, stride = COUNT + F, per_color = c.sh_degree < 0 ? 3 : 3 * c.K;
+  float sums[COUNT][HH_LANES] = {};
+  unsigned touched = 0;
+  for (int i = 0; i < HH_LANES; ++i) {
+    if (!(lanes >> i & 1)) continue;
+    const int64_t n = at[i];
+    float *v_f = out.features + n * F, one[COUNT] = {};
+    for (int k = 0; k < F; ++k) v_f[k] = 0;
+    for (int64_t s = out.offset[n]; s < out.offset[n + 1]; ++s) {
+      if (!out.used[s]) continue;
+      const float* slot = out.slots + s * stride;
+      for (int k = 0; k < COUNT; ++k) one[k] += slot[k];
+      for (int k = 0; k < F; ++k) v_f[k] += slot[COUNT + k];
+      touched |= 1u << i;
+    }
+    for (int k = 0; k < COUNT; ++k) sums[k][i] = one[k];
+    if (touched >> i & 1) continue;
+    for (int k = 0; k < 3; ++k) out.means[3 * n + k] = out.scales[3 * n + k] = 0;
+    for (int k = 0; k < 4; ++k) out.quats[4 * n + k] = 0;
+    for (int k = 0; k < per_color; ++k) out.colors[n * per_color + k] = 0;
+    out.opacities[n] = 0;
+  }
+  for (int k = 0; k < COUNT; ++k)
+    for (int i = 0; i < HH_LANES; ++i) a[k][i] = sums[k][i];
   return touched;
 }
 
-HH_INLINE void no_gradient(const ProjectGrad& out, int64_t n) {
-  for (int i = 0; i < 3; ++i) out.means[3 * n + i] = out.scales[3 * n + i] = 0;
-  for (int i = 0; i < 4; ++i) out.quats[4 * n + i] = 0;
-  out.opacities[n] = 0;
+// A mask of -1 for the lanes that are set.
+HH_INLINE vi lane_mask(unsigned lanes) {
+  vi m;
+  for (int i = 0; i < HH_LANES; ++i) m[i] = -(int32_t)(lanes >> i & 1);
+  return m;
 }
 
 }  // namespace
