@@ -31,6 +31,10 @@ _SIGNATURES = {
     "hh_splat_forward": (_P, [_I] * 6 + [_P] * 10 + [_I]),
     "hh_splat_backward": (_I, [_P] * 14 + [_I]),
     "hh_splat_free": (None, [_P]),
+    "hh_mesh_raster": (_I, [_L, _I, _I, _P, _P, _P, _F, _P, _P, _P, _I]),
+    "hh_mesh_raster_backward": (_I, [_L, _I, _I] + [_P] * 8 + [_I]),
+    "hh_mesh_interpolate": (None, [_L, _I] + [_P] * 5 + [_I]),
+    "hh_mesh_interpolate_backward": (_I, [_L, _L, _I] + [_P] * 7 + [_I]),
     "hh_ssim": (_I, [_P, _P, _I, _I, _I, _P, _P, _I]),
 }
 

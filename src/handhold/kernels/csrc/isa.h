@@ -67,6 +67,13 @@ struct ProjectGrad {
   double* view;                // 12 sums of this range
 };
 
+struct MeshFace {
+  double a[3], b[3], c[3];     // edge functions a x + b y + c over pixel positions, positive inside
+  double threshold[3];         // what they must exceed: the fill rule for pixels on an edge
+  double z[3];                 // 1/z = z[0] x + z[1] y + z[2]
+  int32_t x0, y0, x1, y1;      // pixels it may cover; empty when it is not drawn
+};
+
 struct Kernels {
   const char* name;
   void (*grid_sample)(const GridView&, const float* x, int64_t b, int64_t e, float* val, float* grad);
@@ -89,6 +96,8 @@ struct Kernels {
   void (*blur11)(const float* in, int W, int H, int y0, int y1, const float* taps, float* row, float* out, int axis);
   void (*ssim_map)(const float* const* moments, int64_t b, int64_t e, float scale, float* d_m1, float* d_e11, float* d_e12,
                    double* sum);
+  void (*mesh_band)(const MeshFace* faces, const int32_t* order, int64_t b, int64_t e, int y0, int y1, int stride, double inv_near,
+                    double* inv_z, int64_t* face);
 };
 
 const Kernels& kernels();  // the best set this processor runs (HANDHOLD_ISA=base forces the baseline)

@@ -1,0 +1,113 @@
+"""Differentiable rasterisation of triangle meshes: which surface each pixel sees, how far it is, and what is on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..geometry import meshes
+from ..kernels import raster as kernel
+from ..kernels.raster import NEAR
+
+
+@dataclass(frozen=True)
+class Rasterized:
+    """What `rasterize` returns, for C cameras of H x W pixels. Where no surface is seen, face and ids are -1, the rest 0."""
+
+    face: Tensor  # (C,H,W) int64 row of `faces`
+    bary: Tensor  # (C,H,W,3) perspective-correct weights of its corners, which sum to 1
+    depth: Tensor  # (C,H,W,1) camera z in metres
+    mask: Tensor  # (C,H,W,1) 1 or 0, without gradient: see `soft_silhouette`
+    normals: Tensor | None  # (C,H,W,3) unit, world frame
+    attributes: Tensor | None  # (C,H,W,A)
+    ids: Tensor | None  # (C,H,W) int64 body of the face
+
+
+def rasterize(
+    vertices: Tensor,
+    faces: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    attributes: Tensor | None = None,
+    ids: Tensor | None = None,
+    normals: str | None = "smooth",
+    near: float = NEAR,
+    backend: str | None = None,
+) -> Rasterized:
+    """The nearest surface at each pixel centre (at +0.5) of C pinhole cameras, by homogeneous edge functions (Olano and
+    Greer, "Triangle scan conversion using 2D homogeneous coordinates", 1997).
+
+    vertices (V,3), or (C,V,3) one mesh for each camera, world metres; faces (T,3), both sides are drawn; viewmats (C,4,4)
+    camera-from-world, OpenCV axes; Ks (C,3,3) pixels; attributes (V,A) per vertex; ids (T,) body of each face, >= 0.
+    normals: "smooth" (area-weighted vertex normals, interpolated), "face", or None for none; they point to the side from
+    which faces wind counter-clockwise. Nothing nearer than `near` metres is drawn; triangles may cross that plane and
+    the camera's. Triangles that share an edge leave no gap, and a pixel centre on the edge belongs to one of them; faces
+    without area and those seen edge-on are skipped; of equal depths the lower face wins.
+
+    bary, depth, normals and attributes have gradients to vertices, viewmats, Ks and attributes for the surface that is
+    seen; that another surface may come into sight is not part of them (`soft_silhouette` has that part).
+    Raises ValueError or TypeError on wrong shapes, indices out of range and numbers that are not finite.
+    """
+    meshes_of = _checked(vertices, faces, viewmats, Ks, width, height, near)
+    if attributes is not None and (attributes.ndim != 2 or len(attributes) != vertices.shape[-2]):
+        raise ValueError(f"attributes are {tuple(attributes.shape)}, not ({vertices.shape[-2]},A)")
+    if normals not in ("smooth", "face", None):
+        raise ValueError(f"normals is {normals!r}; choose 'smooth', 'face' or None")
+    ids = None if ids is None else _checked_ids(ids, faces)
+    views = []
+    for x, view, K in zip(meshes_of, viewmats, Ks, strict=True):
+        cam = _to_camera(x, view)
+        face, bary, depth = kernel.visible(cam, faces, K, width, height, near, backend)
+        carried = [] if attributes is None else [attributes.to(cam)]
+        if normals == "smooth":
+            carried.append(meshes.vertex_normals(x, faces))
+        values = kernel.interpolate(torch.cat(carried, 1), faces, face, bary, backend) if carried else None
+        seen = face >= 0
+        n = None
+        if normals == "smooth":
+            n = torch.nn.functional.normalize(values[..., -3:], dim=-1)
+        elif normals == "face" and len(faces):
+            n = torch.where(seen[..., None], meshes.face_normals(x, faces)[face.clamp(min=0)], 0.0)
+        elif normals == "face":
+            n = torch.zeros_like(bary)
+        body = None
+        if ids is not None:
+            body = torch.where(seen, ids[face.clamp(min=0)], -1) if len(faces) else face
+        a = None if attributes is None else values[..., : attributes.shape[1]]
+        views.append((face, bary, depth[..., None], seen[..., None].to(cam), n, a, body))
+    return Rasterized(*(_stacked(v) for v in zip(*views, strict=True)))
+
+
+def _stacked(views: tuple[Tensor | None, ...]) -> Tensor | None:
+    if views[0] is None:
+        return None
+    return views[0][None] if len(views) == 1 else torch.stack(views)
+
+
+def _to_camera(x: Tensor, view: Tensor) -> Tensor:
+    view = view.to(x)
+    return x @ view[:3, :3].T + view[:3, 3]
+
+
+def _checked(vertices, faces, viewmats, Ks, width, height, near) -> Tensor:
+    """(C,V,3) vertices of each camera."""
+    if viewmats.shape[1:] != (4, 4) or Ks.shape[1:] != (3, 3) or len(viewmats) != len(Ks) or not len(viewmats):
+        raise ValueError(f"viewmats and Ks are (C,4,4) and (C,3,3), not {tuple(viewmats.shape)} and {tuple(Ks.shape)}")
+    if not torch.isfinite(viewmats).all():
+        raise ValueError("viewmats must be finite")
+    kernel.check(vertices, faces, Ks, width, height, near)
+    if vertices.ndim > 3 or (vertices.ndim == 3 and len(vertices) != len(viewmats)):
+        raise ValueError(f"vertices are {tuple(vertices.shape)}, not (V,3) or ({len(viewmats)},V,3)")
+    return vertices.expand(len(viewmats), *vertices.shape[-2:])
+
+
+def _checked_ids(ids: Tensor, faces: Tensor) -> Tensor:
+    if ids.shape != (len(faces),) or ids.is_floating_point():
+        raise ValueError(f"ids are {tuple(ids.shape)} {ids.dtype}, not ({len(faces)},) integers")
+    if len(ids) and int(ids.min()) < 0:
+        raise ValueError("ids must be 0 or more")
+    return ids.to(torch.int64)
