@@ -35,6 +35,9 @@ _SIGNATURES = {
     "hh_mesh_raster_backward": (_I, [_L, _I, _I] + [_P] * 8 + [_I]),
     "hh_mesh_interpolate": (None, [_L, _I] + [_P] * 5 + [_I]),
     "hh_mesh_interpolate_backward": (_I, [_L, _L, _I] + [_P] * 7 + [_I]),
+    "hh_silhouette_forward": (_P, [_L, _L, _I, _I, _I] + [_P] * 4 + [_F] + [_P] * 3),
+    "hh_silhouette_backward": (None, [_P] * 7),
+    "hh_silhouette_free": (None, [_P]),
     "hh_ssim": (_I, [_P, _P, _I, _I, _I, _P, _P, _I]),
 }
 

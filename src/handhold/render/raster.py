@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..geometry import meshes
 from ..kernels import raster as kernel
+from ..kernels import silhouette
 from ..kernels.raster import NEAR
 
 
@@ -80,6 +81,41 @@ def rasterize(
         a = None if attributes is None else values[..., : attributes.shape[1]]
         views.append((face, bary, depth[..., None], seen[..., None].to(cam), n, a, body))
     return Rasterized(*(_stacked(v) for v in zip(*views, strict=True)))
+
+
+def soft_silhouette(
+    vertices: Tensor,
+    faces: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    width: int,
+    height: int,
+    ids: Tensor | None = None,
+    n_ids: int | None = None,
+    near: float = NEAR,
+    backend: str | None = None,
+) -> Tensor:
+    """(C,H,W,n_ids) share of each pixel that each body's visible part covers, with gradients at the outlines.
+
+    Arguments as for `rasterize`; without ids all faces are one body, and n_ids defaults to the largest id + 1.
+    """
+    meshes_of = _checked(vertices, faces, viewmats, Ks, width, height, near)
+    if ids is None:
+        body, n_ids = torch.zeros(len(faces), dtype=torch.int64, device=faces.device), 1
+    else:
+        body = _checked_ids(ids, faces)
+        top = int(body.max()) + 1 if len(body) else 1
+        n_ids = top if n_ids is None else n_ids
+        if n_ids < top:
+            raise ValueError(f"ids go up to {top - 1}, which n_ids {n_ids} leaves out")
+    views = []
+    for x, view, K in zip(meshes_of, viewmats, Ks, strict=True):
+        cam = _to_camera(x, view)
+        with torch.no_grad():
+            face, _, depth = kernel.visible(cam, faces, K, width, height, near, backend)
+            label = torch.where(face >= 0, body[face.clamp(min=0)], -1) if len(faces) else face
+        views.append(silhouette.coverage(cam, faces, K, label, depth, body, n_ids, near, backend))
+    return _stacked(views)
 
 
 def _stacked(views: tuple[Tensor | None, ...]) -> Tensor | None:

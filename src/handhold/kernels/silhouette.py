@@ -1,0 +1,82 @@
+"""Silhouettes with gradients at their outlines: the compiled ops and their torch twins behind one function each.
+
+These take vertices in the camera's frame; `handhold.render.raster.soft_silhouette` takes world vertices and cameras.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _lib, silhouette_torch
+from ._lib import pointer, threads
+from .raster import NEAR, _as_K
+
+
+def coverage(
+    cam: Tensor,
+    faces: Tensor,
+    K: Tensor,
+    label: Tensor,
+    depth: Tensor,
+    body: Tensor,
+    n_ids: int = 1,
+    near: float = NEAR,
+    backend: str | None = None,
+) -> Tensor:
+    """(H,W,n_ids) share of each pixel that each body's visible part covers, by where the outlines pass between pixel
+    centres (the edge blending of Laine et al., "Modular primitives for high-performance differentiable rendering", ACM
+    TOG 2020, section 3.5, with these differences: outlines come from the mesh, not from the one triangle that a pixel
+    happens to show, so triangles may be smaller than pixels; each edge is measured along one axis, so that moving an
+    outline changes the area by what it sweeps).
+
+    cam (V,3) camera frame; label (H,W) int64 body seen at each pixel centre, -1 none, and depth (H,W) of it, both as
+    `raster.visible` gives; body (T,) of each face. A pixel centre inside a body keeps 0.5 to 1 of it, one outside has up
+    to 0.5 (several outlines in one pixel aside). Gradients go to cam and K.
+    """
+    faces = faces.to(device=cam.device, dtype=torch.int64).contiguous()
+    label, body = label.contiguous(), body.to(device=cam.device, dtype=torch.int64).contiguous()
+    depth = depth.detach().contiguous()
+    if _lib.resolve_backend(backend, cam) == "torch":
+        return silhouette_torch.coverage(cam, faces, K, label, depth, body, n_ids, near)
+    return _Coverage.apply(cam, faces, K, label, depth, body, n_ids, near)
+
+
+class _State:
+    """Owns what the compiled forward keeps for backward."""
+
+    def __init__(self, address: int | None):
+        if not address:
+            raise MemoryError("not enough memory for this silhouette")
+        self.address, self._free = address, _lib.lib().hh_silhouette_free
+
+    def __del__(self):
+        if getattr(self, "address", None):
+            self._free(self.address)
+
+
+class _Coverage(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cam, faces, K, label, depth, body, n_ids, near):
+        points, k = cam.detach().contiguous(), K.detach().to("cpu", torch.float32).contiguous()
+        height, width = label.shape
+        out = torch.empty(height, width, n_ids)
+        ctx.state = _State(
+            _lib.lib().hh_silhouette_forward(
+                len(points), len(faces), width, height, n_ids, *map(pointer, (points, faces, body, k)), near,
+                *map(pointer, (label, depth, out)),
+            )
+        )  # fmt: skip
+        ctx.save_for_backward(points, k, label)
+        ctx.K_like = K.dtype, K.device
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, v_out):
+        points, k, label = ctx.saved_tensors
+        v_cam, v_k = torch.zeros_like(points), torch.zeros(4)
+        _lib.lib().hh_silhouette_backward(
+            ctx.state.address, *map(pointer, (points, k, label, v_out.contiguous(), v_cam, v_k))
+        )
+        return v_cam, None, _as_K(v_k, *ctx.K_like), *(None,) * 5
