@@ -38,6 +38,9 @@ _SIGNATURES = {
     "hh_silhouette_forward": (_P, [_L, _L, _I, _I, _I] + [_P] * 4 + [_F] + [_P] * 3),
     "hh_silhouette_backward": (None, [_P] * 7),
     "hh_silhouette_free": (None, [_P]),
+    "hh_soft_forward": (_P, [_L, _L, _I, _I] + [_P] * 3 + [_F] * 3 + [_P, _I]),
+    "hh_soft_backward": (_I, [_P, _L] + [_P] * 6 + [_I]),
+    "hh_soft_free": (None, [_P]),
     "hh_ssim": (_I, [_P, _P, _I, _I, _I, _P, _P, _I]),
 }
 

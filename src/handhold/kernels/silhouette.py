@@ -12,6 +12,8 @@ from . import _lib, silhouette_torch
 from ._lib import pointer, threads
 from .raster import NEAR, _as_K
 
+REACH = 3.5  # sigmas
+
 
 def coverage(
     cam: Tensor,
@@ -42,13 +44,36 @@ def coverage(
     return _Coverage.apply(cam, faces, K, label, depth, body, n_ids, near)
 
 
-class _State:
-    """Owns what the compiled forward keeps for backward."""
+def occupancy(
+    cam: Tensor,
+    faces: Tensor,
+    K: Tensor,
+    width: int,
+    height: int,
+    sigma: float = 1.0,
+    near: float = NEAR,
+    backend: str | None = None,
+) -> Tensor:
+    """(H,W) soft occupancy 1 - prod_j (1 - sigmoid(s d_j^2 / sigma^2)) over triangles j, where d_j is the distance in
+    pixels from the pixel centre to the triangle's outline, s +1 inside and -1 outside (Liu et al., "Soft Rasterizer",
+    ICCV 2019, equations 1 and 3; sigma is a length in pixels here).
 
-    def __init__(self, address: int | None):
+    A triangle has no grip beyond 3.5 sigma, where its share is 5e-6, and none when a corner is nearer than `near`.
+    Gradients go to cam (V,3) and K.
+    """
+    faces = faces.to(device=cam.device, dtype=torch.int64).contiguous()
+    if _lib.resolve_backend(backend, cam) == "torch":
+        return silhouette_torch.occupancy(cam, faces, K, width, height, sigma, REACH * sigma, near)
+    return _Occupancy.apply(cam, faces, K, width, height, sigma, near)
+
+
+class _State:
+    """Owns what a compiled forward keeps for backward."""
+
+    def __init__(self, address: int | None, free: str):
         if not address:
             raise MemoryError("not enough memory for this silhouette")
-        self.address, self._free = address, _lib.lib().hh_silhouette_free
+        self.address, self._free = address, getattr(_lib.lib(), free)
 
     def __del__(self):
         if getattr(self, "address", None):
@@ -65,7 +90,8 @@ class _Coverage(torch.autograd.Function):
             _lib.lib().hh_silhouette_forward(
                 len(points), len(faces), width, height, n_ids, *map(pointer, (points, faces, body, k)), near,
                 *map(pointer, (label, depth, out)),
-            )
+            ),
+            "hh_silhouette_free",
         )  # fmt: skip
         ctx.save_for_backward(points, k, label)
         ctx.K_like = K.dtype, K.device
@@ -80,3 +106,32 @@ class _Coverage(torch.autograd.Function):
             ctx.state.address, *map(pointer, (points, k, label, v_out.contiguous(), v_cam, v_k))
         )
         return v_cam, None, _as_K(v_k, *ctx.K_like), *(None,) * 5
+
+
+class _Occupancy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, cam, faces, K, width, height, sigma, near):
+        points, k = cam.detach().contiguous(), K.detach().to("cpu", torch.float32).contiguous()
+        out = torch.empty(height, width)
+        ctx.state = _State(
+            _lib.lib().hh_soft_forward(
+                len(points), len(faces), width, height, *map(pointer, (points, faces, k)), near, sigma, REACH * sigma,
+                pointer(out), threads(),
+            ),
+            "hh_soft_free",
+        )  # fmt: skip
+        ctx.save_for_backward(points, faces, k)
+        ctx.K_like = K.dtype, K.device
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, v_out):
+        points, faces, k = ctx.saved_tensors
+        v_cam, v_k = torch.empty_like(points), torch.empty(4)
+        failed = _lib.lib().hh_soft_backward(
+            ctx.state.address, len(points), *map(pointer, (points, faces, k, v_out.contiguous(), v_cam, v_k)), threads()
+        )
+        if failed:
+            raise MemoryError("not enough memory for the gradients of this silhouette")
+        return v_cam, None, _as_K(v_k, *ctx.K_like), *(None,) * 4

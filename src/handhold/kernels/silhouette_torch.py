@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .raster_torch import rays
+from .raster_torch import TILE, rays
 
 
 def contour_edges(cam: Tensor, faces: Tensor, body: Tensor, n_vertices: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,3 +107,34 @@ def _crossings(cam, K, ends, edge_body, side, label, depth, near, axis):
     new[1:] = low[order][1:] != low[order][:-1]
     k = order[new]
     return ends[e[k], 0], ends[e[k], 1], line[k], p[k], q[k], inside_first[k]
+
+
+def occupancy(cam, faces, K, width, height, sigma, reach, near):
+    """See `handhold.kernels.silhouette.occupancy`."""
+    dtype, cam = cam.dtype, cam.double()
+    K = K.to(cam.device).double()
+    faces = faces[(cam.detach()[:, 2] >= near)[faces].all(1)]
+    z = torch.where(cam[:, 2:] >= near, cam[:, 2:], torch.ones_like(cam[:, 2:]))
+    a = (cam[:, :2] / z * torch.stack([K[0, 0], K[1, 1]]) + K[:2, 2])[faces]  # (T,3,2)
+    e = a.roll(-1, 1) - a
+    square = (e * e).sum(-1)
+    with torch.no_grad():
+        lo, hi = a.amin(1) - reach, a.amax(1) + reach
+    rows = []
+    for y in range(0, height, TILE):
+        h, row = min(TILE, height - y), []
+        for x in range(0, width, TILE):
+            w = min(TILE, width - x)
+            near_tile = (hi >= a.new_tensor([x, y])) & (lo <= a.new_tensor([x + w, y + h]))
+            i = torch.nonzero(near_tile.all(-1))[:, 0]
+            py, px = torch.meshgrid(torch.arange(h).to(a) + y + 0.5, torch.arange(w).to(a) + x + 0.5, indexing="ij")
+            d = torch.stack([px, py], -1).reshape(-1, 1, 1, 2) - a[i]  # (pixels, triangles, edges, 2)
+            t = (d * e[i]).sum(-1) / torch.where(square > 1e-20, square, torch.ones_like(square))[i]
+            d2 = (d - t.clamp(0, 1)[..., None] * e[i]).square().sum(-1).amin(-1)
+            side = e[i][..., 0] * d[..., 1] - e[i][..., 1] * d[..., 0]
+            inside = (side > 0).all(-1) | (side < 0).all(-1)
+            s = torch.where(inside, d2, -d2) / sigma**2
+            log_miss = torch.where(inside | (d2 < reach**2), -torch.nn.functional.softplus(s), torch.zeros_like(s))
+            row.append(-torch.expm1(log_miss.sum(1)).reshape(h, w))
+        rows.append(torch.cat(row, 1))
+    return torch.cat(rows, 0).to(dtype)

@@ -12,6 +12,8 @@ from ..kernels import raster as kernel
 from ..kernels import silhouette
 from ..kernels.raster import NEAR
 
+MAX_SIGMA = 256.0  # pixels
+
 
 @dataclass(frozen=True)
 class Rasterized:
@@ -92,6 +94,8 @@ def soft_silhouette(
     height: int,
     ids: Tensor | None = None,
     n_ids: int | None = None,
+    mode: str = "outline",
+    sigma: float = 1.0,
     near: float = NEAR,
     backend: str | None = None,
 ) -> Tensor:
@@ -100,6 +104,21 @@ def soft_silhouette(
     Arguments as for `rasterize`; without ids all faces are one body, and n_ids defaults to the largest id + 1.
     """
     meshes_of = _checked(vertices, faces, viewmats, Ks, width, height, near)
+    if mode not in ("outline", "softras"):
+        raise ValueError(f"mode is {mode!r}; choose 'outline' or 'softras'")
+    if mode == "softras":
+        if ids is not None:
+            raise ValueError(
+                "mode 'softras' knows no occlusion, so it takes no ids; give it one body's faces at a time"
+            )
+        if not 0 < sigma <= MAX_SIGMA:
+            raise ValueError(f"sigma is {sigma} pixels; it must be above 0 and at most {MAX_SIGMA}")
+        return _stacked(
+            tuple(
+                silhouette.occupancy(_to_camera(x, view), faces, K, width, height, sigma, near, backend)[..., None]
+                for x, view, K in zip(meshes_of, viewmats, Ks, strict=True)
+            )
+        )
     if ids is None:
         body, n_ids = torch.zeros(len(faces), dtype=torch.int64, device=faces.device), 1
     else:

@@ -74,6 +74,20 @@ struct MeshFace {
   int32_t x0, y0, x1, y1;      // pixels it may cover; empty when it is not drawn
 };
 
+struct SoftArgs {
+  int W, H, tiles_x;
+  float reach, inv_sigma2;     // pixels beyond which a triangle has no grip; 1/sigma^2
+  const double* screen;        // (V,2) pixels
+  const int64_t* faces;
+  const int64_t* start;        // (tiles+1)
+  const int32_t* order;        // face of each pair of tile and face
+  int64_t* last;               // (tiles) end of the pairs that were needed
+  float* transparency;         // (tiles,64)
+  float* out;                  // (H,W)
+  const float* v_out;          // backward
+  float* slots;                // (pairs,6)
+};
+
 struct Kernels {
   const char* name;
   void (*grid_sample)(const GridView&, const float* x, int64_t b, int64_t e, float* val, float* grad);
@@ -98,6 +112,8 @@ struct Kernels {
                    double* sum);
   void (*mesh_band)(const MeshFace* faces, const int32_t* order, int64_t b, int64_t e, int y0, int y1, int stride, double inv_near,
                     double* inv_z, int64_t* face);
+  void (*soft_tile)(const SoftArgs&, int tile);
+  void (*soft_tile_backward)(const SoftArgs&, int tile);
 };
 
 const Kernels& kernels();  // the best set this processor runs (HANDHOLD_ISA=base forces the baseline)
