@@ -48,8 +48,8 @@ def visible(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The first surface on each pixel centre's ray: face (H,W) int64, bary (H,W,3), depth (H,W).
 
-    cam (V,3) vertices in the camera frame, metres; faces (T,3); K (3,3) pixels (fx, fy, cx, cy are used). Where there is
-    no surface beyond `near`, face is -1 and the rest 0. bary are the perspective-correct weights of the face's corners,
+    cam (V,3) vertices in the camera frame, metres; faces (T,3); K (3,3) pixels (fx, fy, cx, cy are used). Where no
+    surface is beyond `near`, face is -1 and the rest 0. bary are the perspective-correct weights of the face's corners,
     depth its camera z; both have gradients to cam and K at a fixed face. Arguments are those `check` lets pass.
     """
     faces = faces.to(device=cam.device, dtype=torch.int64).contiguous()
@@ -101,38 +101,42 @@ def _as_K(v: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
     return out
 
 
-def interpolate(values: Tensor, faces: Tensor, face: Tensor, bary: Tensor, backend: str | None = None) -> Tensor:
-    """(H,W,A) per-vertex values (V,A) on the surface `visible` found; 0 where there is none. Differentiable in values
-    and bary."""
+def interpolate(
+    values: Tensor, faces: Tensor, face: Tensor, bary: Tensor, unit: bool = False, backend: str | None = None
+) -> Tensor:
+    """(H,W,A) per-vertex values (V,A) on the surface `visible` found, made unit vectors on demand; 0 where there is
+    none. Differentiable in values and bary."""
     faces = faces.to(device=values.device, dtype=torch.int64).contiguous()
     if _lib.resolve_backend(backend, values, bary) == "torch":
-        return raster_torch.interpolate(values, faces, face, bary)
-    return _Interpolate.apply(values, faces, face, bary)
+        return raster_torch.interpolate(values, faces, face, bary, unit)
+    return _Interpolate.apply(values, faces, face, bary, unit)
 
 
 class _Interpolate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, values, faces, face, bary):
+    def forward(ctx, values, faces, face, bary, unit):
         x, w = values.detach().contiguous(), bary.detach().contiguous()
         out = torch.empty(*face.shape, x.shape[1])
         _lib.lib().hh_mesh_interpolate(
-            face.numel(), x.shape[1], *map(pointer, (x, faces, face, w, out)), threads()
+            face.numel(), x.shape[1], unit, *map(pointer, (x, faces, face, w, out)), threads()
         )  # fmt: skip
-        ctx.save_for_backward(x, faces, face, w)
+        ctx.save_for_backward(x, faces, face, w, out)
+        ctx.unit = unit
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, v_out):
-        x, faces, face, w = ctx.saved_tensors
+        x, faces, face, w, out = ctx.saved_tensors
         v_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         v_w = torch.empty_like(w) if ctx.needs_input_grad[3] else None
         failed = _lib.lib().hh_mesh_interpolate_backward(
-            face.numel(), *x.shape, *map(pointer, (x, faces, face, w, v_out.contiguous(), v_x, v_w)), threads()
+            face.numel(), *x.shape, ctx.unit, *map(pointer, (x, faces, face, w, out, v_out.contiguous(), v_x, v_w)),
+            threads(),
         )  # fmt: skip
         if failed:
             raise MemoryError("not enough memory for the gradients of this mesh")
-        return v_x, None, None, v_w
+        return v_x, None, None, v_w, None
 
 
 def depth_image(vertices: np.ndarray, faces: np.ndarray, K: np.ndarray, width: int, height: int) -> np.ndarray:

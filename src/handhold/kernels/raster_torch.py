@@ -20,8 +20,8 @@ def rays(x: Tensor, y: Tensor, K: Tensor) -> Tensor:
 def homogeneous(cam: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """n (T,3,3) with n_i = v_j x v_k, their sum (T,3) and det (T,): the ray d meets the plane at b_i / z = n_i.d / det.
 
-    Olano and Greer, "Triangle scan conversion using 2D homogeneous coordinates" (1997). n_i starts from the lower vertex
-    index, so that both triangles of an edge get exactly opposite values.
+    Olano and Greer, "Triangle scan conversion using 2D homogeneous coordinates" (1997). n_i starts from the lower
+    vertex index, so that both triangles of an edge get exactly opposite values.
     """
     n = []
     for i in range(3):
@@ -92,8 +92,8 @@ def _bounds(corner: Tensor, K: Tensor, near: float) -> tuple[Tensor, Tensor]:
 
 
 def surface(cam: Tensor, faces: Tensor, K: Tensor, face: Tensor) -> tuple[Tensor, Tensor]:
-    """bary (H,W,3) perspective-correct and depth (H,W) of the given visible faces, 0 where face is -1; differentiable in
-    cam (V,3) and K."""
+    """bary (H,W,3) perspective-correct and depth (H,W) of the given visible faces, 0 where face is -1; differentiable
+    in cam (V,3) and K."""
     height, width = face.shape
     bary, depth = cam.new_zeros(height * width, 3), cam.new_zeros(height * width)
     p = torch.nonzero(face.reshape(-1) >= 0)[:, 0]
@@ -109,9 +109,11 @@ def surface(cam: Tensor, faces: Tensor, K: Tensor, face: Tensor) -> tuple[Tensor
     return bary.reshape(height, width, 3), depth.reshape(height, width)
 
 
-def interpolate(values: Tensor, faces: Tensor, face: Tensor, bary: Tensor) -> Tensor:
-    """(H,W,A) of values (V,A) at face (H,W) and bary (H,W,3); 0 where face is -1."""
+def interpolate(values: Tensor, faces: Tensor, face: Tensor, bary: Tensor, unit: bool) -> Tensor:
+    """(H,W,A) of values (V,A) at face (H,W) and bary (H,W,3), made unit vectors on demand; 0 where face is -1."""
     out = values.new_zeros(face.numel(), values.shape[1])
     p = torch.nonzero(face.reshape(-1) >= 0)[:, 0]
     at = (values[faces[face.reshape(-1)[p]]] * bary.reshape(-1, 3)[p][..., None]).sum(1)
+    if unit:
+        at = torch.nn.functional.normalize(at, dim=-1)
     return out.index_put((p,), at).reshape(*face.shape, -1)

@@ -33,8 +33,8 @@ def coverage(
     outline changes the area by what it sweeps).
 
     cam (V,3) camera frame; label (H,W) int64 body seen at each pixel centre, -1 none, and depth (H,W) of it, both as
-    `raster.visible` gives; body (T,) of each face. A pixel centre inside a body keeps 0.5 to 1 of it, one outside has up
-    to 0.5 (several outlines in one pixel aside). Gradients go to cam and K.
+    `raster.visible` gives; body (T,) of each face. A pixel whose centre is inside a body keeps 0.5 to 1 of it, one
+    outside has up to 0.5, unless several outlines pass through it. Gradients go to cam and K.
     """
     faces = faces.to(device=cam.device, dtype=torch.int64).contiguous()
     label, body = label.contiguous(), body.to(device=cam.device, dtype=torch.int64).contiguous()

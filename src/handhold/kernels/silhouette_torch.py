@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .raster_torch import TILE, rays
+from .raster_torch import TILE
+
+TIE = 1e-6  # pixels
 
 
-def contour_edges(cam: Tensor, faces: Tensor, body: Tensor, n_vertices: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Edges whose triangles all lie on one side of them as the camera sees it: vertices (E,2) with the lower index first,
-    body (E,), and the side (E,), the sign of (v_a x v_b) . v for points v on it.
+def contour_edges(cam: Tensor, faces: Tensor, body: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Edges whose triangles all lie on one side of them as the camera sees it: vertices (E,2) with the lower index
+    first, body (E,), and the side (E,), the sign of (v_a x v_b) . v for points v on it.
 
     Border edges are among them, and the edges where a surface turns away. Triangles seen edge-on are ignored.
     """
@@ -39,18 +41,14 @@ def coverage(cam, faces, K, label, depth, body, n_ids, near):
     dtype, cam = cam.dtype, cam.double()
     K = K.to(cam.device).double()
     with torch.no_grad():
-        ends, edge_body, side = contour_edges(cam, faces, body, len(cam))
+        ends, edge_body, side = contour_edges(cam, faces, body)
     change = [cam.new_zeros(height * width * n_ids) for _ in range(2)]
     for axis in range(2):  # 0: crossings between horizontal neighbours, 1: between vertical ones
-        chosen = _crossings(cam, K, ends, edge_body, side, label, depth, near, axis)
-        if chosen is None:
-            continue
-        a, b, line, p, q, inside_first = chosen
+        a, b, line, p, q = _crossings(cam, K, ends, edge_body, side, label, depth, near, axis)
         x = _where(cam, K, a, b, line, axis)
-        u = x - 0.5 - torch.floor(x.detach() - 0.5)
-        alpha = torch.where(inside_first, u, 1 - u)
+        alpha = _alpha(x, p, q, width, axis)
         mine, other = label.reshape(-1)[p], label.reshape(-1)[q]
-        for at, amount in ((p, (0.5 - alpha).clamp(min=0)), (q, (alpha - 0.5).clamp(min=0))):
+        for at, amount in ((p, (0.5 - alpha).clamp(0, 0.5)), (q, (alpha - 0.5).clamp(0, 0.5))):
             change[axis] = change[axis].index_add(0, at * n_ids + mine, amount)
             known = other >= 0
             change[axis] = change[axis].index_add(0, (at * n_ids + other)[known], amount[known])
@@ -67,13 +65,19 @@ def _where(cam: Tensor, K: Tensor, a: Tensor, b: Tensor, line: Tensor, axis: int
     return -(n[:, across] * r + n[:, 2]) / n[:, axis] * K[axis, axis] + K[axis, 2]
 
 
+def _alpha(x: Tensor, p: Tensor, q: Tensor, width: int, axis: int) -> Tensor:
+    """How far x is from the centre of pixel p (0) to that of its neighbour q (1)."""
+    centre = (p % width if axis == 0 else torch.div(p, width, rounding_mode="floor")).double() + 0.5
+    return torch.where(p < q, x - centre, centre - x)
+
+
 @torch.no_grad()
 def _crossings(cam, K, ends, edge_body, side, label, depth, near, axis):
     """The contour crossing of each pair of neighbouring pixels that tells them apart, if any."""
     height, width = label.shape
     across, lines, length = 1 - axis, (height, width)[axis], (width, height)[axis]
-    if length < 2 or not len(ends):
-        return None
+    if length < 2:
+        ends, edge_body, side = ends[:0], edge_body[:0], side[:0]
     va, vb = cam[ends[:, 0]], cam[ends[:, 1]]
     n = torch.linalg.cross(va, vb - va)
     slope = n[:, :2].abs() / torch.stack([K[0, 0], K[1, 1]])
@@ -86,27 +90,30 @@ def _crossings(cam, K, ends, edge_body, side, label, depth, near, axis):
     ahead = va[e, 2] + s * (vb[e, 2] - va[e, 2]) > near
     e, line = e[ahead], line[ahead]
     x = _where(cam, K, ends[e, 0], ends[e, 1], line, axis)
-    ok = (x >= 0.5) & (x < length - 0.5)
-    e, line, x = e[ok], line[ok], x[ok]
-    first = torch.floor(x - 0.5).long().clamp(0, length - 2)
-    low = line * width + first if axis == 0 else first * width + line
-    high = low + (1 if axis == 0 else width)
+    first = torch.floor(x - 0.5)
+    u = x - 0.5 - first
+    # Within rounding of a pixel centre, that pixel may count as inside or outside: the other pair may be told apart.
+    second = first + (u > 1 - TIE).double() - (u < TIE).double()
     inside_first = side[e] * n[e, axis] < 0
-    p, q = torch.where(inside_first, low, high), torch.where(inside_first, high, low)
-    mine, other, z = label.reshape(-1)[p], label.reshape(-1)[q], depth.reshape(-1)
-    ok = (mine == edge_body[e]) & (other != mine) & ((other < 0) | (z[p] < z[q]))
-    e, line, x, low, p, q, inside_first = (t[ok] for t in (e, line, x, low, p, q, inside_first))
-    if not len(e):
-        return None
-    u = x - 0.5 - torch.floor(x - 0.5)
-    alpha = torch.where(inside_first, u, 1 - u)
+    ok = torch.zeros_like(e, dtype=torch.bool)
+    p, q = torch.zeros_like(e), torch.zeros_like(e)
+    for start in (first, second):
+        at = start.clamp(0, length - 2).long()
+        low = line * width + at if axis == 0 else at * width + line
+        high = low + (1 if axis == 0 else width)
+        i, o = torch.where(inside_first, low, high), torch.where(inside_first, high, low)
+        mine, other, z = label.reshape(-1)[i], label.reshape(-1)[o], depth.reshape(-1)
+        here = (mine == edge_body[e]) & (other != mine) & ((other < 0) | (z[i] < z[o])) & (start == at.double()) & ~ok
+        p, q, ok = torch.where(here, i, p), torch.where(here, o, q), ok | here
+    e, line, x, p, q = (t[ok] for t in (e, line, x, p, q))
+    alpha, low = _alpha(x, p, q, width, axis), torch.minimum(p, q)
     # The outermost of several, which is the lowest edge among equals.
     order = torch.argsort(-alpha, stable=True)
     order = order[torch.argsort(low[order], stable=True)]
     new = torch.ones(len(order), dtype=torch.bool, device=cam.device)
     new[1:] = low[order][1:] != low[order][:-1]
     k = order[new]
-    return ends[e[k], 0], ends[e[k], 1], line[k], p[k], q[k], inside_first[k]
+    return ends[e[k], 0], ends[e[k], 1], line[k], p[k], q[k]
 
 
 def occupancy(cam, faces, K, width, height, sigma, reach, near):

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int kBand = 16, kChunks = 4;
 constexpr int64_t kGrain = 1024;
+constexpr float kShortest = 1e-12f;  // as torch.nn.functional.normalize
 
 Camera camera(const float* K, int W, int H) {
   Camera c = {K[0], K[4], K[2], K[5], 0};
@@ -189,41 +190,61 @@ HH_API int hh_mesh_raster_backward(int64_t V, int W, int H, const float* cam, co
   return 1;
 }
 
-// out (n,A) = sum of bary (n,3) times values (V,A) at the corners of face (n); 0 where face is -1.
-HH_API void hh_mesh_interpolate(int64_t n, int A, const float* values, const int64_t* faces, const int64_t* face, const float* bary, float* out,
-                                int threads) {
+// out (n,A) = sum of bary (n,3) times values (V,A) at the corners of face (n), of unit length when `unit`; 0 where face is -1.
+HH_API void hh_mesh_interpolate(int64_t n, int A, int unit, const float* values, const int64_t* faces, const int64_t* face, const float* bary,
+                                float* out, int threads) {
   parallel_ranges(n, 8192, threads, [&](int64_t b, int64_t e) {
     for (int64_t p = b; p < e; ++p) {
       float* o = out + p * A;
       if (face[p] < 0) {
-        std::memset(o, 0, sizeof(float) * A);
+        for (int k = 0; k < A; ++k) o[k] = 0;
         continue;
       }
       const int64_t* f = faces + 3 * face[p];
       const float *w = bary + 3 * p, *x0 = values + f[0] * A, *x1 = values + f[1] * A, *x2 = values + f[2] * A;
-      for (int k = 0; k < A; ++k) o[k] = w[0] * x0[k] + w[1] * x1[k] + w[2] * x2[k];
+      float square = 0;
+      for (int k = 0; k < A; ++k) o[k] = w[0] * x0[k] + w[1] * x1[k] + w[2] * x2[k], square += o[k] * o[k];
+      if (!unit) continue;
+      const float scale = 1 / std::max(std::sqrt(square), kShortest);
+      for (int k = 0; k < A; ++k) o[k] *= scale;
     }
   });
 }
 
-// v_values (V,A) and v_bary (n,3): either may be null.
-HH_API int hh_mesh_interpolate_backward(int64_t n, int64_t V, int A, const float* values, const int64_t* faces, const int64_t* face,
-                                        const float* bary, const float* v_out, float* v_values, float* v_bary, int threads) try {
+// v_values (V,A) and v_bary (n,3): either may be null. out: of the forward call, for `unit`.
+HH_API int hh_mesh_interpolate_backward(int64_t n, int64_t V, int A, int unit, const float* values, const int64_t* faces, const int64_t* face,
+                                        const float* bary, const float* out, const float* v_out, float* v_values, float* v_bary, int threads) try {
   Sums sums(v_values ? V * A : 0);
+  std::vector<float> store(static_cast<size_t>(A) * kChunks);
   parallel(kChunks, threads, [&](int64_t chunk) {
     double* g = sums.part(chunk);
+    float* v = store.data() + A * chunk;
     for (int64_t p = n * chunk / kChunks; p < n * (chunk + 1) / kChunks; ++p) {
-      const float* v = v_out + p * A;
-      for (int i = 0; i < 3; ++i) {
-        float s = 0;
-        if (face[p] >= 0) {
-          const int64_t at = faces[3 * face[p] + i] * A;
-          if (v_bary)
-            for (int k = 0; k < A; ++k) s += v[k] * values[at + k];
-          if (v_values)
-            for (int k = 0; k < A; ++k) g[at + k] += static_cast<double>(bary[3 * p + i]) * v[k];
+      if (face[p] < 0) {
+        if (v_bary) v_bary[3 * p] = v_bary[3 * p + 1] = v_bary[3 * p + 2] = 0;
+        continue;
+      }
+      const int64_t* f = faces + 3 * face[p];
+      const float *w = bary + 3 * p, *x[3] = {values + f[0] * A, values + f[1] * A, values + f[2] * A};
+      for (int k = 0; k < A; ++k) v[k] = v_out[p * A + k];
+      if (unit) {  // d(r/|r|) = (dr - o (o.dr)) / |r|
+        float square = 0, along = 0;
+        for (int k = 0; k < A; ++k) {
+          const float r = w[0] * x[0][k] + w[1] * x[1][k] + w[2] * x[2][k];
+          square += r * r, along += out[p * A + k] * v[k];
         }
-        if (v_bary) v_bary[3 * p + i] = s;
+        const float length = std::sqrt(square), scale = 1 / std::max(length, kShortest);
+        if (!(length > kShortest)) along = 0;
+        for (int k = 0; k < A; ++k) v[k] = (v[k] - out[p * A + k] * along) * scale;
+      }
+      for (int i = 0; i < 3; ++i) {
+        if (v_bary) {
+          float s = 0;
+          for (int k = 0; k < A; ++k) s += v[k] * x[i][k];
+          v_bary[3 * p + i] = s;
+        }
+        if (v_values)
+          for (int k = 0; k < A; ++k) g[f[i] * A + k] += w[i] * v[k];
       }
     }
   });

@@ -13,6 +13,8 @@ using namespace hh::mesh;
 
 namespace {
 
+constexpr double kTie = 1e-6;  // pixels
+
 struct Crossing {
   int32_t a, b;      // the edge, lower index first
   int32_t line;      // row (axis 0) or column (axis 1)
@@ -131,14 +133,22 @@ void find_crossings(State& st, const std::vector<Edge>& edges, const float* cam,
       const double fa = va[across] - m.other * va[2], fb = vb[across] - m.other * vb[2];
       if ((fa >= 0) == (fb >= 0)) continue;
       if (!(va[2] + fa / (fa - fb) * e[2] > near)) continue;
-      if (!(m.x >= 0.5 && m.x < length - 0.5)) continue;
-      const int first = std::min(static_cast<int>(m.x - 0.5), length - 2);
-      const int64_t low = axis == 0 ? static_cast<int64_t>(line) * W + first : static_cast<int64_t>(first) * W + line;
-      const int64_t high = low + (axis == 0 ? 1 : W);
+      if (!(m.x > 0 && m.x < length)) continue;
+      const double first = std::floor(m.x - 0.5), u = m.x - 0.5 - first;
       const bool inside_first = g.side * n[axis] < 0;
-      const int64_t p = inside_first ? low : high, q = inside_first ? high : low;
-      if (label[p] != g.body || label[q] == g.body || (label[q] >= 0 && !(depth[p] < depth[q]))) continue;
-      const double u = m.x - 0.5 - std::floor(m.x - 0.5), alpha = inside_first ? u : 1 - u;
+      // Within rounding of a pixel centre, that pixel may count as inside or outside: the other pair may be told apart.
+      const int starts[2] = {static_cast<int>(first), static_cast<int>(first) + (u > 1 - kTie) - (u < kTie)};
+      int64_t low = -1, p = 0, q = 0;
+      for (int start : starts) {
+        if (start < 0 || start > length - 2) continue;
+        const int64_t one = axis == 0 ? static_cast<int64_t>(line) * W + start : static_cast<int64_t>(start) * W + line, two = one + (axis == 0 ? 1 : W);
+        p = inside_first ? one : two, q = inside_first ? two : one;
+        if (label[p] != g.body || label[q] == g.body || (label[q] >= 0 && !(depth[p] < depth[q]))) continue;
+        low = one;
+        break;
+      }
+      if (low < 0) continue;
+      const double centre_p = (axis == 0 ? p % W : p / W) + 0.5, alpha = p < q ? m.x - centre_p : centre_p - m.x;
       int32_t& k = best[axis][low];
       const Crossing x = {g.a, g.b, line, static_cast<int32_t>(p), static_cast<int32_t>(q), axis, alpha};
       if (k < 0) {
@@ -166,7 +176,7 @@ HH_API void* hh_silhouette_forward(int64_t V, int64_t T, int W, int H, int n_ids
   for (auto& change : st->change) change.assign(pixels * n_ids, 0.f);
   for (const Crossing& x : st->crossings) {
     const int64_t at = x.alpha < 0.5 ? x.inside : x.outside;
-    const float amount = static_cast<float>(std::fabs(x.alpha - 0.5));
+    const float amount = static_cast<float>(std::min(0.5, std::fabs(x.alpha - 0.5)));
     float* change = st->change[x.axis].data() + at * n_ids;
     change[label[x.inside]] += amount;
     if (label[x.outside] >= 0) change[label[x.outside]] += amount;

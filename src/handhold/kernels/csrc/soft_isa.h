@@ -5,6 +5,7 @@ namespace hh {
 namespace {
 
 enum { kSoftTile = 8, kSoftVectors = kSoftTile * kSoftTile / HH_LANES };
+constexpr float kSoftFull = 1e-7f;  // below this transparency a pixel is full, and nothing more is added to it
 
 // A triangle in a tile's own coordinates, where floats are fine enough.
 struct SoftFace {
@@ -73,13 +74,13 @@ void soft_tile(const SoftArgs& s, int tile) {
     SoftFace f;
     soft_face(s, s.order[k], x0, y0, f);
     for (int i = 0; i < kSoftVectors; ++i) {
-      if (!(py[i][HH_LANES - 1] >= f.y0 && py[i][0] <= f.y1)) continue;
+      if (!(py[i][HH_LANES - 1] >= f.y0 && py[i][0] <= f.y1) || !any(T[i] > kSoftFull)) continue;
       const SoftHit h = soft_hit(s, f, px[i], py[i]);
       if (any(h.near)) T[i] = h.near ? T[i] * soft_miss(h.x) : T[i];
     }
     if (n % 8 == 0) {  // nothing behind full occupancy matters
       vi open = vi{};
-      for (int i = 0; i < kSoftVectors; ++i) open |= T[i] > 1e-9f;
+      for (int i = 0; i < kSoftVectors; ++i) open |= T[i] > kSoftFull;
       if (!any(open)) {
         ++k;
         break;
@@ -105,7 +106,7 @@ void soft_tile_backward(const SoftArgs& s, int tile) {
     for (int l = 0; l < HH_LANES; ++l) {
       const int64_t x = (int64_t)x0 + (i * HH_LANES + l) % kSoftTile, y = (int64_t)y0 + (i * HH_LANES + l) / kSoftTile;
       const float T = s.transparency[(int64_t)tile * kSoftTile * kSoftTile + i * HH_LANES + l];
-      g[i][l] = x < s.W && y < s.H ? s.v_out[y * s.W + x] * T * s.inv_sigma2 : 0.f;
+      g[i][l] = x < s.W && y < s.H && T > kSoftFull ? s.v_out[y * s.W + x] * T * s.inv_sigma2 : 0.f;
     }
     open |= g[i] != 0.f;
   }
@@ -117,7 +118,7 @@ void soft_tile_backward(const SoftArgs& s, int tile) {
     soft_face(s, s.order[k], x0, y0, f);
     vf sums[8] = {};
     for (int i = 0; i < kSoftVectors; ++i) {
-      if (!(py[i][HH_LANES - 1] >= f.y0 && py[i][0] <= f.y1)) continue;
+      if (!(py[i][HH_LANES - 1] >= f.y0 && py[i][0] <= f.y1) || !any(g[i] != 0.f)) continue;
       const SoftHit h = soft_hit(s, f, px[i], py[i]);
       const vi use = h.near & (g[i] != 0.f);
       if (!any(use)) continue;
