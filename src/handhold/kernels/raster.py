@@ -128,10 +128,11 @@ class _Interpolate(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, v_out):
         x, faces, face, w, out = ctx.saved_tensors
+        v_out = v_out.contiguous()  # by name: a pointer does not keep its tensor alive
         v_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         v_w = torch.empty_like(w) if ctx.needs_input_grad[3] else None
         failed = _lib.lib().hh_mesh_interpolate_backward(
-            face.numel(), *x.shape, ctx.unit, *map(pointer, (x, faces, face, w, out, v_out.contiguous(), v_x, v_w)),
+            face.numel(), *x.shape, ctx.unit, *map(pointer, (x, faces, face, w, out, v_out, v_x, v_w)),
             threads(),
         )  # fmt: skip
         if failed:

@@ -101,10 +101,9 @@ class _Coverage(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, v_out):
         points, k, label = ctx.saved_tensors
+        v_out = v_out.contiguous()  # by name: a pointer does not keep its tensor alive
         v_cam, v_k = torch.zeros_like(points), torch.zeros(4)
-        _lib.lib().hh_silhouette_backward(
-            ctx.state.address, *map(pointer, (points, k, label, v_out.contiguous(), v_cam, v_k))
-        )
+        _lib.lib().hh_silhouette_backward(ctx.state.address, *map(pointer, (points, k, label, v_out, v_cam, v_k)))
         return v_cam, None, _as_K(v_k, *ctx.K_like), *(None,) * 5
 
 
@@ -128,9 +127,10 @@ class _Occupancy(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, v_out):
         points, faces, k = ctx.saved_tensors
+        v_out = v_out.contiguous()  # by name: a pointer does not keep its tensor alive
         v_cam, v_k = torch.empty_like(points), torch.empty(4)
         failed = _lib.lib().hh_soft_backward(
-            ctx.state.address, len(points), *map(pointer, (points, faces, k, v_out.contiguous(), v_cam, v_k)), threads()
+            ctx.state.address, len(points), *map(pointer, (points, faces, k, v_out, v_cam, v_k)), threads()
         )
         if failed:
             raise MemoryError("not enough memory for the gradients of this silhouette")

@@ -57,6 +57,7 @@ def rasterize(
     Raises ValueError or TypeError on wrong shapes, indices out of range and numbers that are not finite.
     """
     meshes_of = _checked(vertices, faces, viewmats, Ks, width, height, near)
+    faces = faces.to(vertices.device)
     if attributes is not None and (attributes.ndim != 2 or len(attributes) != vertices.shape[-2]):
         raise ValueError(f"attributes are {tuple(attributes.shape)}, not ({vertices.shape[-2]},A)")
     if normals not in ("smooth", "face", None):
@@ -111,6 +112,7 @@ def soft_silhouette(
     methods that are built on it.
     """
     meshes_of = _checked(vertices, faces, viewmats, Ks, width, height, near)
+    faces = faces.to(vertices.device)
     if mode not in ("outline", "softras"):
         raise ValueError(f"mode is {mode!r}; choose 'outline' or 'softras'")
     if mode == "softras":
@@ -172,4 +174,4 @@ def _checked_ids(ids: Tensor, faces: Tensor) -> Tensor:
         raise ValueError(f"ids are {tuple(ids.shape)} {ids.dtype}, not ({len(faces)},) integers")
     if len(ids) and int(ids.min()) < 0:
         raise ValueError("ids must be 0 or more")
-    return ids.to(torch.int64)
+    return ids.to(device=faces.device, dtype=torch.int64)
