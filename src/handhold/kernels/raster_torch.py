@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-TILE = 16
+BATCH = 1 << 20  # pairs of face and pixel
 
 
 def rays(x: Tensor, y: Tensor, K: Tensor) -> Tensor:
@@ -37,7 +37,6 @@ def homogeneous(cam: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def nearest_face(cam: Tensor, faces: Tensor, K: Tensor, width: int, height: int, near: float) -> Tensor:
     """(H,W) int64 face that each pixel centre's ray meets first beyond `near`, -1 where none."""
     cam, K = cam.double(), K.to(cam.device).double()
-    out = torch.full((height, width), -1, dtype=torch.int64, device=cam.device)
     n, total, det = homogeneous(cam, faces)
     corner = cam[faces]
     size = corner.abs().sum(-1)
@@ -45,34 +44,43 @@ def nearest_face(cam: Tensor, faces: Tensor, K: Tensor, width: int, height: int,
     keep = det.abs() > 1e-14 * size[:, 0] * e1.abs().sum(-1) * e2.abs().sum(-1)
     keep = torch.nonzero(keep & (corner[..., 2] >= near).any(-1))[:, 0]
     n, total, det, corner, size = n[keep], total[keep], det[keep], corner[keep], size[keep]
-    lo, hi = _bounds(corner, K, near)
     ends = rays(cam.new_tensor([0.0, width]), cam.new_tensor([0.0, height]), K).abs().amax(0)
     tolerance = 4e-15 * torch.stack([size[:, 1] * size[:, 2], size[:, 2] * size[:, 0], size[:, 0] * size[:, 1]], -1)
-    n = n * torch.sign(det)[:, None, None]
+    edge, plane = _over_pixels(n * torch.sign(det)[:, None, None], K), _over_pixels(total / det[:, None], K)  # 1/z
     # On an edge, within rounding, a pixel belongs to the side that holds its centre moved by (+e, +e^2).
-    a, b = n[..., 0] / K[0, 0], n[..., 1] / K[1, 1]
+    a, b = edge[..., 0], edge[..., 1]
     threshold = torch.where((a > 0) | ((a == 0) & (b > 0)), -tolerance, tolerance) * ends.sum()
-    for y in range(0, height, TILE):
-        h = min(TILE, height - y)
-        row = (hi[:, 1] >= y) & (lo[:, 1] <= y + h)
-        for x in range(0, width, TILE):
-            w = min(TILE, width - x)
-            i = torch.nonzero(row & (hi[:, 0] >= x) & (lo[:, 0] <= x + w))[:, 0]
-            if not len(i):
-                continue
-            py, px = torch.meshgrid(
-                torch.arange(h, device=cam.device).double() + y + 0.5,
-                torch.arange(w, device=cam.device).double() + x + 0.5,
-                indexing="ij",
-            )
-            d = rays(px.reshape(-1), py.reshape(-1), K)
-            inside = (torch.einsum("tik,pk->pti", n[i], d) > threshold[i]).all(-1)
-            inverse = d @ (total[i] / det[i, None]).T  # 1/z
-            inverse = torch.where(inside & (inverse <= 1 / near) & (inverse > 0), inverse, torch.zeros_like(inverse))
-            best, which = inverse.max(1)
-            first = (inverse == best[:, None]).to(torch.uint8).argmax(1)  # of equal depths, the lowest index
-            out[y : y + h, x : x + w] = torch.where(best > 0, keep[i[first]], -1).reshape(h, w)
-    return out
+    lo, hi = _bounds(corner, K, near)
+    limit = cam.new_tensor([width, height])
+    low = torch.ceil(lo - 0.5).clamp(min=cam.new_zeros(2), max=limit).long()
+    extent = (torch.floor(hi - 0.5).clamp(min=-cam.new_ones(2), max=limit - 1).long() + 1 - low).clamp(min=0)
+    count = extent[:, 0] * extent[:, 1]
+    best = cam.new_zeros(height * width)  # 1/z
+    face = torch.full((height * width,), -1, dtype=torch.int64, device=cam.device)
+    batch = torch.div(torch.cumsum(count, 0), BATCH, rounding_mode="floor")
+    for some in torch.arange(len(keep), device=cam.device).split(torch.unique(batch, return_counts=True)[1].tolist()):
+        t, begin = torch.repeat_interleave(some, count[some]), torch.cumsum(count[some], 0) - count[some]
+        k = torch.arange(len(t), device=cam.device) - torch.repeat_interleave(begin, count[some])
+        x, y = low[t, 0] + k % extent[t, 0], low[t, 1] + torch.div(k, extent[t, 0], rounding_mode="floor")
+        position = torch.stack([x + 0.5, y + 0.5, torch.ones_like(x)], -1).double()
+        for e in range(3):
+            inside = (edge[t, e] * position).sum(-1) > threshold[t, e]
+            t, position = t[inside], position[inside]
+        inverse = (plane[t] * position).sum(-1)
+        pixel = position[:, 1].long() * width + position[:, 0].long()
+        seen = (inverse <= 1 / near) & (inverse > best[pixel])  # of equal depths, the lowest face stays
+        t, pixel, inverse = t[seen], pixel[seen], inverse[seen]
+        best.scatter_reduce_(0, pixel, inverse, "amax")
+        first = inverse == best[pixel]
+        face[pixel] = len(faces)
+        face.scatter_reduce_(0, pixel[first], keep[t[first]], "amin")
+    return face.reshape(height, width)
+
+
+def _over_pixels(n: Tensor, K: Tensor) -> Tensor:
+    """(*B,3) a, b, c with n . d = a x + b y + c for the ray d of pixel position (x, y)."""
+    a, b = n[..., 0] / K[0, 0], n[..., 1] / K[1, 1]
+    return torch.stack([a, b, n[..., 2] - a * K[0, 2] - b * K[1, 2]], -1)
 
 
 def _bounds(corner: Tensor, K: Tensor, near: float) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .raster_torch import TILE
-
+TILE = 16
 TIE = 1e-6  # pixels
 
 
