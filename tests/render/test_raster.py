@@ -245,6 +245,8 @@ def test_cameras_are_independent_and_meshes_may_differ(backend):
         alone = rasterize(v, f, views[c : c + 1], K[:1], 20, 14, backend=backend)
         assert torch.equal(one.face[c], alone.face[0]) and torch.equal(one.depth[c], alone.depth[0])
     assert torch.allclose(one.depth, two.depth, atol=1e-5)
+    world = torch.stack([two.normals[0], two.normals[1] @ turned()[0, :3, :3]])  # its world is the camera
+    assert torch.allclose(one.normals, world, atol=1e-5)
 
 
 @compiled

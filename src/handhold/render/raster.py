@@ -63,18 +63,20 @@ def rasterize(
     if normals not in ("smooth", "face", None):
         raise ValueError(f"normals is {normals!r}; choose 'smooth', 'face' or None")
     ids = None if ids is None else _checked_ids(ids, faces)
+    normals_of = _normals(vertices, faces, normals)
     views = []
-    for x, view, K in zip(meshes_of, viewmats, Ks, strict=True):
+    for i, (x, view, K) in enumerate(zip(meshes_of, viewmats, Ks, strict=True)):
         cam = _to_camera(x, view)
         face, bary, depth = kernel.visible(cam, faces, K, width, height, near, backend)
         a, n = None, None
         if attributes is not None:
             a = kernel.interpolate(attributes.to(cam), faces, face, bary, backend=backend)
+        if normals is not None:
+            n = normals_of if normals_of.ndim == 2 else normals_of[i]
         if normals == "smooth":
-            n = kernel.interpolate(meshes.vertex_normals(x, faces), faces, face, bary, unit=True, backend=backend)
+            n = kernel.interpolate(n, faces, face, bary, unit=True, backend=backend)
         elif normals == "face":
-            of_face = torch.cat([meshes.face_normals(x, faces), x.new_zeros(1, 3)])
-            n = of_face[face]  # the last row where face is -1
+            n = n[face]  # the last row where face is -1
         seen = face >= 0
         body = None
         if ids is not None:
@@ -144,6 +146,13 @@ def soft_silhouette(
             label = torch.where(face >= 0, body[face.clamp(min=0)], -1) if len(faces) else face
         views.append(silhouette.coverage(cam, faces, K, label, depth, body, n_ids, near, backend))
     return _stacked(views)
+
+
+def _normals(vertices: Tensor, faces: Tensor, kind: str | None) -> Tensor | None:
+    """(*B,V,3) of vertices, or (*B,T+1,3) of faces with a row of zeros at the end."""
+    if kind == "face":
+        return torch.nn.functional.pad(meshes.face_normals(vertices, faces), (0, 0, 0, 1))
+    return meshes.vertex_normals(vertices, faces) if kind == "smooth" else None
 
 
 def _stacked(views: tuple[Tensor | None, ...]) -> Tensor | None:
