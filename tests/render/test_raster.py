@@ -167,6 +167,22 @@ def test_a_fan_around_a_pixel_centre_leaves_no_hole(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_closed_surface_around_the_camera_fills_every_image(backend):
+    """An octahedron, four times subdivided and dented: triangles lie before, beside and behind the camera."""
+    v = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+    f = torch.tensor([[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)])
+    for _ in range(4):
+        edge, which = torch.unique(f[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2).sort(-1).values, dim=0, return_inverse=True)
+        m = (which + len(v)).reshape(-1, 3)
+        v = torch.cat([v, v[edge].mean(1)])
+        f = torch.cat([torch.stack([f[:, i], m[:, i], m[:, i - 1]], 1) for i in range(3)] + [m])
+    v = torch.nn.functional.normalize(v, dim=-1) * (1 + 0.2 * torch.sin(5 * v[:, :1]) * torch.cos(4 * v[:, 1:2]))
+    for angle in range(6):
+        view = turned(angle, 0.7 * angle, (0.0, 0.0, 0.0))
+        assert (rasterize(v, f, view, camera(9.0, 16.5, 10.5), 33, 21, backend=backend).mask == 1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nearer_surface_hides_the_farther_whatever_the_order_and_winding(backend):
     near, f = sheet(2, 1.0, 0.7)
     far, _ = sheet(2, 1.0, 0.9)
