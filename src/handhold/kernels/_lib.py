@@ -34,6 +34,16 @@ _SIGNATURES = {
     "hh_splat_forward": (_P, [_I] * 8 + [_P] * 13 + [_I]),
     "hh_splat_backward": (_I, [_P] * 16 + [_I]),
     "hh_splat_free": (None, [_P]),
+    "hh_mesh_raster": (_I, [_L, _I, _I, _P, _P, _P, _F, _P, _P, _P, _I]),
+    "hh_mesh_raster_backward": (_I, [_L, _I, _I] + [_P] * 8 + [_I]),
+    "hh_mesh_interpolate": (None, [_L, _I, _I] + [_P] * 5 + [_I]),
+    "hh_mesh_interpolate_backward": (_I, [_L, _L, _I, _I] + [_P] * 8 + [_I]),
+    "hh_silhouette_forward": (_P, [_L, _L, _I, _I, _I] + [_P] * 4 + [_F] + [_P] * 3),
+    "hh_silhouette_backward": (None, [_P] * 7),
+    "hh_silhouette_free": (None, [_P]),
+    "hh_soft_forward": (_P, [_L, _L, _I, _I] + [_P] * 3 + [_F] * 3 + [_P, _I]),
+    "hh_soft_backward": (_I, [_P, _L] + [_P] * 6 + [_I]),
+    "hh_soft_free": (None, [_P]),
     "hh_ssim": (_I, [_P, _P, _I, _I, _I, _P, _P, _I]),
 }
 

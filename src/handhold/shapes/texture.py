@@ -11,7 +11,7 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 
 from ..geometry import meshes
-from ..geometry.raster import depth_image
+from ..kernels.raster import depth_image
 from ..scene import Mesh
 
 

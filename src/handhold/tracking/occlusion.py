@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 
-from ..geometry.raster import depth_image
+from ..kernels.raster import depth_image
 from ..scene import SIDES, Mesh, Sequence
 from ..shapes.texture import vertex_normals
 

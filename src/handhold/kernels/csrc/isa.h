@@ -93,6 +93,27 @@ struct SplatKernels {
   void (*project_backward)(const Project&, const ProjectGrad&, int64_t b, int64_t e);
 };
 
+struct MeshFace {
+  double a[3], b[3], c[3];     // edge functions a x + b y + c over pixel positions, positive inside
+  double threshold[3];         // what they must exceed: the fill rule for pixels on an edge
+  double z[3];                 // 1/z = z[0] x + z[1] y + z[2]
+  int32_t x0, y0, x1, y1;      // pixels it may cover; empty when it is not drawn
+};
+
+struct SoftArgs {
+  int W, H, tiles_x;
+  float reach, inv_sigma2;     // pixels beyond which a triangle has no grip; 1/sigma^2
+  const double* screen;        // (V,2) pixels
+  const int64_t* faces;
+  const int64_t* start;        // (tiles+1)
+  const int32_t* order;        // face of each pair of tile and face
+  int64_t* last;               // (tiles) end of the pairs that were needed
+  float* transparency;         // (tiles,64)
+  float* out;                  // (H,W)
+  const float* v_out;          // backward
+  float* slots;                // (pairs,6)
+};
+
 struct Kernels {
   const char* name;
   void (*grid_sample)(const GridView&, const float* x, int64_t b, int64_t e, float* val, float* grad);
@@ -112,6 +133,10 @@ struct Kernels {
   void (*blur11)(const float* in, int W, int H, int y0, int y1, const float* taps, float* row, float* out, int axis);
   void (*ssim_map)(const float* const* moments, int64_t b, int64_t e, float scale, float* d_m1, float* d_e11, float* d_e12,
                    double* sum);
+  void (*mesh_band)(const MeshFace* faces, const int32_t* order, int64_t b, int64_t e, int y0, int y1, int stride, double inv_near,
+                    double* inv_z, int64_t* face);
+  void (*soft_tile)(const SoftArgs&, int tile);
+  void (*soft_tile_backward)(const SoftArgs&, int tile);
 };
 
 const Kernels& kernels();  // the best set this processor runs (HANDHOLD_ISA=base forces the baseline)
