@@ -32,6 +32,11 @@ _SIGNATURES = {
     "hh_splat_backward": (_I, [_P] * 14 + [_I]),
     "hh_splat_free": (None, [_P]),
     "hh_ssim": (_I, [_P, _P, _I, _I, _I, _P, _P, _I]),
+    "hh_bvh_build": (_P, [_L, _L, _P, _P]),
+    "hh_bvh_free": (None, [_P]),
+    "hh_bvh_closest": (None, [_P, _L, _P, _P, _P, _P, _I]),
+    "hh_bvh_winding": (None, [_P, _L, _P, _F, _P, _I]),
+    "hh_bvh_rays": (None, [_P, _L, _P, _P, _P, _P, _P, _I]),
 }
 
 

@@ -12,11 +12,13 @@
 #include "splat_project_isa.h"
 #include "splat_raster_isa.h"
 #include "ssim_isa.h"
+#include "bvh_isa.h"
 
 namespace hh {
 extern const Kernels HH_CAT(kernels_, HH_ISA);
 const Kernels HH_CAT(kernels_, HH_ISA) = {
     HH_STR(HH_ISA), grid_sample, grid_scatter, grid_v_x, grid_march, grid_extract, grid_reg_flux, grid_reg_gather, grid_blur_plane, grid_blur_across,
     grid_adam, render_forward, render_backward, splat_project, splat_raster, splat_raster_backward, splat_project_backward,
-    blur11, ssim_map};
+    blur11, ssim_map,
+    bvh_closest, bvh_winding, bvh_rays};
 }  // namespace hh

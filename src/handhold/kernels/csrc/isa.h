@@ -67,6 +67,26 @@ struct ProjectGrad {
   double* view;                // 12 sums of this range
 };
 
+// Eight children of a tree over triangles, in coordinates where the mesh fills [-1,1]^3. child >= 0: a node; else ~triangle.
+struct alignas(32) BvhNode {
+  float lo[3][8], hi[3][8];
+  int32_t child[8];
+  int32_t count;
+};
+
+// The same children seen from afar: sum of area normals about the centre of area, first moments (xx yy zz xy xz yz).
+struct alignas(32) BvhDipole {
+  float centre[3][8], radius2[8], normal[3][8], moment[6][8];
+};
+
+struct BvhView {
+  const BvhNode* nodes;
+  const BvhDipole* dipoles;
+  const double* triangles;     // (n,9) in tree order, scaled
+  const int64_t* face;         // (n) the caller's index
+  double centre[3], scale;
+};
+
 struct Kernels {
   const char* name;
   void (*grid_sample)(const GridView&, const float* x, int64_t b, int64_t e, float* val, float* grad);
@@ -89,6 +109,9 @@ struct Kernels {
   void (*blur11)(const float* in, int W, int H, int y0, int y1, const float* taps, float* row, float* out, int axis);
   void (*ssim_map)(const float* const* moments, int64_t b, int64_t e, float scale, float* d_m1, float* d_e11, float* d_e12,
                    double* sum);
+  void (*bvh_closest)(const BvhView&, const double* points, int64_t b, int64_t e, int64_t* face, double* bary, double* d2);
+  void (*bvh_winding)(const BvhView&, const double* points, int64_t b, int64_t e, float beta2, double* out);
+  void (*bvh_rays)(const BvhView&, const double* o, const double* d, int64_t b, int64_t e, int64_t* face, double* bary, double* t);
 };
 
 const Kernels& kernels();  // the best set this processor runs (HANDHOLD_ISA=base forces the baseline)
