@@ -69,7 +69,10 @@ class MeshQueries:
         if not isinstance(points, torch.Tensor):
             at = (self.vertices[self.faces[face]] * bary[:, :, None]).sum(1)
             return Nearest(back(at), back(face), back(bary), back(np.sqrt(d2)))
-        if not (torch.is_grad_enabled() and (points.requires_grad or (self._given is not None and self._given.requires_grad))):
+        if not (
+            torch.is_grad_enabled()
+            and (points.requires_grad or (self._given is not None and self._given.requires_grad))
+        ):
             at = (self.vertices[self.faces[face]] * bary[:, :, None]).sum(1)
             return Nearest(back(at), back(face), back(bary), back(np.sqrt(d2)))
         corners = torch.from_numpy(self.faces[face])
@@ -100,7 +103,11 @@ class MeshQueries:
         """(*B) distance to the surface, negative where `contains`; differentiable as `nearest` is."""
         inside = self.contains(points.detach() if isinstance(points, torch.Tensor) else points)
         distance = self.nearest(points).distance
-        return (1 - 2 * inside.to(distance.dtype)) * distance if isinstance(points, torch.Tensor) else np.where(inside, -distance, distance)
+        return (
+            (1 - 2 * inside.to(distance.dtype)) * distance
+            if isinstance(points, torch.Tensor)
+            else np.where(inside, -distance, distance)
+        )
 
     def first_hits(self, origins: Any, directions: Any) -> Hits:
         """First hit of each ray o + t d, t >= 0, from either side; origins, directions (*B,3)."""
