@@ -237,63 +237,57 @@ def clean(
     """
     if keep is not None and keep < 1:
         raise ValueError(f"keep is how many pieces, at least one, or None; not {keep}")
-    pieces, of_face, volume = _pieces(vertices, faces)
+    of_face, volume = _pieces(vertices, faces)
     solids = np.flatnonzero(volume > 0)
     solids = solids[np.argsort(-volume[solids], kind="stable")]
     cavities = np.flatnonzero(volume <= 0)
     if not len(solids):
         raise StageFailed("The surface encloses no volume: there is nothing to extract.")
-
-    def owner(piece: int, among: np.ndarray) -> int | None:
-        """The smallest of the solids `among` that encloses the piece."""
-        point = vertices[faces[of_face == piece][0]].mean(0, keepdims=True)
-        for k in among[::-1]:
-            shell = faces[of_face == k]
-            box = vertices[shell]
-            if (
-                (point > box.min((0, 1))).all()
-                and (point < box.max((0, 1))).all()
-                and winding_number(point, vertices, shell, exact=True)[0] > 0.5
-            ):
-                return int(k)
-        return None
-
-    filled = 0.0
-    own = (
-        {int(c): owner(c, solids) for c in cavities}
-        if len(solids) > 1 and len(cavities)
-        else {int(c): int(solids[0]) for c in cavities}
-    )
-    if fill_cavities and len(solids) > 1 and len(cavities):  # a solid in a filled cavity is part of the filling
-        solids = np.array([k for i, k in enumerate(solids) if owner(k, solids[:i]) is None])
-    kept = solids[:keep]
-    loose = solids[len(kept) :]
-    stay = np.isin(of_face, kept)
-    counted = [c for c in own if own[c] in kept and abs(volume[c]) > 0]
-    if fill_cavities:
-        filled = -sum(float(volume[c]) for c in counted)
-    else:
-        stay |= np.isin(of_face, [c for c in own if own[c] in kept])
+    within = _within(vertices, faces, of_face, solids) if len(solids) > 1 and len(cavities) else None
+    if within is None:
+        within = np.full(len(volume), -1)
+        within[cavities] = solids[0]
+    if fill_cavities:  # a solid in a filled cavity is part of the filling
+        solids = solids[within[solids] < 0]
+    kept, loose = solids[:keep], solids[keep:] if keep else solids[:0]
+    owned = cavities[np.isin(within[cavities], kept) & (volume[cavities] < 0)]
+    stay = np.isin(of_face, kept if fill_cavities else np.concatenate([kept, owned]))
     faces = faces[stay]
     used, faces = np.unique(faces, return_inverse=True)
     report = {
         "pieces_dropped": len(loose),
         "dropped_share": float(volume[loose].sum() / volume[solids].sum()),
-        "cavities_filled": len(counted) if fill_cavities else 0,
-        "filled_share": filled / float(volume[kept].sum()),
+        "cavities_filled": len(owned) if fill_cavities else 0,
+        "filled_share": -float(volume[owned].sum()) / float(volume[kept].sum()) if fill_cavities else 0.0,
     }
     return vertices[used], faces.reshape(-1, 3), report
 
 
-def _pieces(vertices: np.ndarray, faces: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """How many connected pieces, the piece of each face (T,), and each piece's signed volume."""
+def _pieces(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The connected piece of each face (T,), and each piece's signed volume."""
     n = len(vertices)
     one, two = np.concatenate([faces[:, 0], faces[:, 1]]), np.concatenate([faces[:, 1], faces[:, 2]])
     graph = sparse.coo_matrix((np.ones(len(one), bool), (one, two)), shape=(n, n))
     of_vertex = connected_components(graph, directed=False)[1]
-    pieces, of_face = np.unique(of_vertex[faces[:, 0]], return_inverse=True)
+    _, of_face = np.unique(of_vertex[faces[:, 0]], return_inverse=True)
     a, b, c = (vertices[faces[:, k]] - vertices.mean(0) for k in range(3))
-    return len(pieces), of_face, np.bincount(of_face, (a * np.cross(b, c)).sum(1), len(pieces)) / 6
+    return of_face, np.bincount(of_face, (a * np.cross(b, c)).sum(1)) / 6
+
+
+def _within(vertices: np.ndarray, faces: np.ndarray, of_face: np.ndarray, solids: np.ndarray) -> np.ndarray:
+    """(P,) the smallest of `solids`, given from large to small, that encloses each piece; -1 where none does."""
+    order = np.argsort(of_face, kind="stable")
+    begin = np.searchsorted(of_face[order], np.arange(of_face.max() + 2))
+    point = vertices[faces[order[begin[:-1]]]].mean(1)  # one on each piece
+    out = np.full(len(point), -1)
+    for k in solids:
+        shell = faces[order[begin[k] : begin[k + 1]]]
+        box = vertices[shell]
+        inside = np.flatnonzero(((point > box.min((0, 1))) & (point < box.max((0, 1)))).all(1))
+        inside = inside[inside != k]
+        if len(inside):
+            out[inside[winding_number(point[inside], vertices, shell) > 0.5]] = k
+    return out
 
 
 def _occupied(solid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,207 @@
+"""A surface out of depth images with known cameras: truncated signed distances, averaged (Curless & Levoy, 1996).
+
+Of Gaussians, `handhold.render.fusion` renders the depth images first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from ..scene import Mesh
+from .extraction import Report, extract_grid, sparse_values
+
+_FOLD = 512  # cv2.remap takes images, not lists: points are folded into rows of this many
+
+
+def fuse_depths(
+    depths: Any,
+    colors: Any | None,
+    masks: Any | None,
+    Ks: Any,
+    cam_from_world: Any,
+    lo: Any,
+    hi: Any,
+    resolution: int = 128,
+    *,
+    truncation: float | None = None,
+    unseen: str = "solid",
+    keep: int | None = 1,
+    fill_cavities: bool = True,
+) -> tuple[Mesh, Report]:
+    """Watertight mesh, in the world frame, of what C depth images see inside the box [lo, hi].
+
+    depths (C,H,W) metres along z; colors (C,H,W,3) in [0,1] or None; masks (C,H,W) bool, True on the object (None:
+    where the depth is finite and positive); beside the mask is background, empty all along the ray. Ks (C,3,3)
+    pixels, centres at +0.5; cam_from_world (C,4,4); numpy or torch. resolution: cells along the box's longest side.
+    truncation: metres in front of and behind a surface within which views are averaged, 4 cells by default; parts
+    thinner than that lose accuracy, as their two sides are averaged.
+
+    Distances run along the ray and count by the cosine at which the surface is seen; beside the silhouette the distance
+    to it bounds the distance to the object, which keeps silhouettes sharp. Space that no view tells of is "solid" (what
+    is seen from all around is closed that way) or "empty" (a shell of the truncation's thickness stays). `observed` of
+    the mesh is False on surface no view saw, which gets the colour of the nearest that was seen.
+
+    Raises ValueError for wrong shapes, cameras or an empty box, `StageFailed` when nothing is left.
+    """
+    if unseen not in ("solid", "empty"):
+        raise ValueError(f'unseen space is "solid" or "empty", not {unseen!r}')
+    views = _views(depths, colors, masks, Ks, cam_from_world)
+    low, high = (np.asarray(_numpy(x), np.float64).reshape(-1) + np.zeros(3) for x in (lo, hi))
+    h = float((high - low).max() / resolution) if resolution > 0 else np.nan
+    truncation = 4 * h if truncation is None else float(truncation)
+    if not truncation > 0:
+        raise ValueError(f"truncation is a positive length, not {truncation}")
+    for v in views:
+        v.weigh(truncation)
+
+    def ask(x: np.ndarray, reach: float) -> np.ndarray:
+        return _fused(views, x, max(truncation, 1.01 * reach), unseen, judge=reach > 0)
+
+    values, low, h, asked = sparse_values(ask, low, high, resolution, 1.5)
+    mesh, report = extract_grid(values, low, h, keep=keep, fill_cavities=fill_cavities, evaluations=asked)
+    return _painted(mesh, views, truncation, colors is not None), report
+
+
+class _View:
+    """One depth image as maps to sample from."""
+
+    def __init__(self, depth: np.ndarray, color: np.ndarray | None, mask: np.ndarray, K: np.ndarray, pose: np.ndarray):
+        self.K, self.pose, self.color = K, pose, color
+        self.height, self.width = depth.shape
+        self.mask = mask
+        self.nearest = np.where(mask, depth, np.nan).astype(np.float32)
+        self.beside = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5) - 0.5
+        if not mask.any():  # no silhouette to be near to
+            self.beside = np.full(depth.shape, 1e6, np.float32)
+
+    def weigh(self, truncation: float) -> None:
+        """The depth between pixels where neighbours belong together, and the cosine at which each surface is seen."""
+        y, x = np.mgrid[0 : self.height, 0 : self.width].astype(np.float32) + 0.5
+        ray = np.stack([(x - self.K[0, 2]) / self.K[0, 0], (y - self.K[1, 2]) / self.K[1, 1], np.ones_like(x)], -1)
+        p = ray * self.nearest[..., None]
+        across, down = np.full_like(p, np.nan), np.full_like(p, np.nan)
+        across[:, 1:-1], down[1:-1] = p[:, 2:] - p[:, :-2], p[2:] - p[:-2]
+        normal = np.cross(across, down)
+        length = np.linalg.norm(normal, axis=-1) * np.linalg.norm(ray, axis=-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosine = np.abs((normal * ray).sum(-1)) / length
+        self.cosine = np.where(np.isfinite(cosine), cosine, 0.1).astype(np.float32)
+        self.truncation = truncation
+
+    def look(self, x: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray, tuple]:
+        """Signed distance along the ray, at most `reach`, and weight, (N,) each; weight 0 where nothing is told."""
+        c = x @ self.pose[:3, :3].T + self.pose[:3, 3]
+        z = c[:, 2]
+        front = z > 1e-6
+        safe = np.where(front, z, 1.0)
+        px = np.stack([self.K[0, 0] * c[:, 0] / safe + self.K[0, 2], self.K[1, 1] * c[:, 1] / safe + self.K[1, 2]])
+        on = front & (px[0] >= 0) & (px[1] >= 0) & (px[0] <= self.width) & (px[1] <= self.height)
+        maps = _fold(np.where(on, px, 0.5) - 0.5)
+        count = len(x)
+        depth = _at(self.nearest, maps, count, cv2.INTER_NEAREST)
+        smooth = _at(self.nearest, maps, count, cv2.INTER_LINEAR)  # NaN when one of the four is background
+        depth = np.where(np.abs(smooth - depth) < 0.5 * self.truncation, smooth, depth)
+        along = np.sqrt((c * c).sum(1)) / safe
+        seen = np.isfinite(depth)
+        signed = np.where(seen, (depth - z) * along, _at(self.beside, maps, count, cv2.INTER_LINEAR) * z / self.K[0, 0])
+        weight = np.where(seen, np.maximum(_at(self.cosine, maps, count, cv2.INTER_NEAREST), 0.05), 1.0)
+        weight = np.where(on & (signed > -reach), weight, 0.0)
+        return np.minimum(signed, reach), weight, (maps, seen & on)
+
+
+def _fused(views: list[_View], x: np.ndarray, reach: float, unseen: str, judge: bool) -> np.ndarray:
+    """Averaged distance (N,) at x (N,3); when judging, about the distance itself, with the average's sign.
+
+    The distance to the silhouette is a lower bound on that to the object, the distance along a ray an upper one: the
+    largest of the first or the smallest of the second.
+    """
+    total, weights = np.zeros(len(x)), np.zeros(len(x))
+    beside, along = np.zeros(len(x)), np.full(len(x), reach)
+    for v in views:
+        signed, weight, (_, seen) = v.look(x, reach)
+        total += weight * np.where(weight > 0, signed, 0.0)
+        weights += weight
+        if judge:
+            told = weight > 0
+            beside = np.where(told & ~seen, np.maximum(beside, signed), beside)
+            along = np.where(told & seen, np.minimum(along, np.abs(signed)), along)
+    out = np.where(weights > 0, total / np.maximum(weights, 1e-12), -reach if unseen == "solid" else reach)
+    return (
+        np.where(out < 0, -along, np.where(beside > 0, np.maximum(beside, np.where(along < reach, along, 0)), along))
+        if judge
+        else out
+    )
+
+
+def _painted(mesh: Mesh, views: list[_View], truncation: float, colored: bool) -> Mesh:
+    """The mesh with what the views saw of it: colours, and which vertices were seen at all."""
+    x = mesh.vertices.astype(np.float64)
+    total, weights = np.zeros((len(x), 3)), np.zeros(len(x))
+    for v in views:
+        signed, weight, (maps, seen) = v.look(x, truncation)
+        weight = np.where(seen & (np.abs(signed) < 0.5 * truncation), weight**2, 0.0)
+        if colored:
+            total += weight[:, None] * _at(v.color, maps, len(x), cv2.INTER_LINEAR)
+        weights += weight
+    observed = weights > 0
+    if not colored:
+        return replace(mesh, observed=observed)
+    rgb = np.full((len(x), 3), 0.5)
+    rgb[observed] = total[observed] / weights[observed, None]
+    if observed.any() and not observed.all():
+        rgb[~observed] = rgb[observed][cKDTree(x[observed]).query(x[~observed])[1]]
+    return replace(mesh, colors=rgb.clip(0, 1).astype(np.float32), observed=observed)
+
+
+def _fold(px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    count = px.shape[1]
+    rows = -(-count // _FOLD)
+    out = np.zeros((2, rows * _FOLD), np.float32)
+    out[:, :count] = px
+    return tuple(out.reshape(2, rows, _FOLD))
+
+
+def _at(image: np.ndarray, maps: tuple, count: int, how: int) -> np.ndarray:
+    """Values (N,) or (N,3) of an image at folded pixel positions; the map's rows are cut to what remap takes."""
+    x, y = maps
+    out = [
+        cv2.remap(image, x[i : i + 8192], y[i : i + 8192], how, borderMode=cv2.BORDER_REPLICATE)
+        for i in range(0, len(x), 8192)
+    ]
+    return np.concatenate(out).reshape(-1, *image.shape[2:])[:count]
+
+
+def _views(depths: Any, colors: Any | None, masks: Any | None, Ks: Any, cam_from_world: Any) -> list[_View]:
+    """Checked, as arrays."""
+    depths = np.asarray(_numpy(depths), np.float32)
+    if depths.ndim != 3 or not len(depths) or min(depths.shape[1:]) < 3 or max(depths.shape[1:]) > 32000:
+        raise ValueError(f"depths are (C,H,W), three pixels or more a side, not {depths.shape}")
+    count, height, width = depths.shape
+    Ks, poses = (np.asarray(_numpy(x), np.float64) for x in (Ks, cam_from_world))
+    if Ks.shape != (count, 3, 3) or poses.shape != (count, 4, 4):
+        raise ValueError(
+            f"{count} depth images need Ks (C,3,3) and cam_from_world (C,4,4), not {Ks.shape}, {poses.shape}"
+        )
+    if not (np.isfinite(Ks).all() and np.isfinite(poses).all() and (Ks[:, [0, 1], [0, 1]] > 0).all()):
+        raise ValueError("Ks or cam_from_world are not finite, or a focal length is not positive")
+    known = np.isfinite(depths) & (depths > 0)
+    masks = known if masks is None else np.asarray(_numpy(masks), bool)
+    if masks.shape != depths.shape:
+        raise ValueError(f"masks {masks.shape} are not the size of the depths {depths.shape}")
+    if (masks & ~known).any():
+        raise ValueError("the depth is not a positive number on some pixels of the masks")
+    if colors is not None:
+        colors = np.ascontiguousarray(_numpy(colors), np.float32)
+        if colors.shape != (count, height, width, 3) or not np.isfinite(colors).all():
+            raise ValueError(f"colors are finite (C,H,W,3) in [0,1], not {colors.shape}")
+    return [_View(depths[i], None if colors is None else colors[i], masks[i], Ks[i], poses[i]) for i in range(count)]
+
+
+def _numpy(x: Any) -> np.ndarray:
+    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
