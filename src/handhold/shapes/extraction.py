@@ -258,7 +258,7 @@ def clean(
         "pieces_dropped": len(loose),
         "dropped_share": float(volume[loose].sum() / volume[solids].sum()),
         "cavities_filled": len(owned) if fill_cavities else 0,
-        "filled_share": -float(volume[owned].sum()) / float(volume[kept].sum()) if fill_cavities else 0.0,
+        "filled_share": float(-volume[owned].sum() / volume[kept].sum() + 0.0) if fill_cavities else 0.0,
     }
     return vertices[used], faces.reshape(-1, 3), report
 

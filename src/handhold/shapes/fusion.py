@@ -42,10 +42,10 @@ def fuse_depths(
     truncation: metres in front of and behind a surface within which views are averaged, 4 cells by default; parts
     thinner than that lose accuracy, as their two sides are averaged.
 
-    Distances run along the ray and count by the cosine at which the surface is seen; beside the silhouette the distance
-    to it bounds the distance to the object, which keeps silhouettes sharp. Space that no view tells of is "solid" (what
-    is seen from all around is closed that way) or "empty" (a shell of the truncation's thickness stays). `observed` of
-    the mesh is False on surface no view saw, which gets the colour of the nearest that was seen.
+    Distances run along the ray and count by the squared cosine at which the surface is seen; beside the silhouette the
+    distance to it bounds the distance to the object, which keeps silhouettes sharp. Space that no view tells of is
+    "solid" (what is seen from all around is closed that way) or "empty" (a shell as thick as the truncation stays).
+    `observed` of the mesh is False on surface no view saw, which gets the colour of the nearest that was seen.
 
     Raises ValueError for wrong shapes, cameras or an empty box, `StageFailed` when nothing is left.
     """
@@ -81,7 +81,7 @@ class _View:
             self.beside = np.full(depth.shape, 1e6, np.float32)
 
     def weigh(self, truncation: float) -> None:
-        """The depth between pixels where neighbours belong together, and the cosine at which each surface is seen."""
+        """How much each pixel counts: the squared cosine at which its surface is seen."""
         y, x = np.mgrid[0 : self.height, 0 : self.width].astype(np.float32) + 0.5
         ray = np.stack([(x - self.K[0, 2]) / self.K[0, 0], (y - self.K[1, 2]) / self.K[1, 1], np.ones_like(x)], -1)
         p = ray * self.nearest[..., None]
@@ -91,7 +91,7 @@ class _View:
         length = np.linalg.norm(normal, axis=-1) * np.linalg.norm(ray, axis=-1)
         with np.errstate(invalid="ignore", divide="ignore"):
             cosine = np.abs((normal * ray).sum(-1)) / length
-        self.cosine = np.where(np.isfinite(cosine), cosine, 0.1).astype(np.float32)
+        self.weight = np.where(np.isfinite(cosine), np.maximum(cosine, 0.05) ** 2, 0.01).astype(np.float32)
         self.truncation = truncation
 
     def look(self, x: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray, tuple]:
@@ -110,7 +110,7 @@ class _View:
         along = np.sqrt((c * c).sum(1)) / safe
         seen = np.isfinite(depth)
         signed = np.where(seen, (depth - z) * along, _at(self.beside, maps, count, cv2.INTER_LINEAR) * z / self.K[0, 0])
-        weight = np.where(seen, np.maximum(_at(self.cosine, maps, count, cv2.INTER_NEAREST), 0.05), 1.0)
+        weight = np.where(seen, _at(self.weight, maps, count, cv2.INTER_NEAREST), 1.0)
         weight = np.where(on & (signed > -reach), weight, 0.0)
         return np.minimum(signed, reach), weight, (maps, seen & on)
 
