@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -35,7 +37,8 @@ def box(lo=(0.0, 0.0, 0.0), hi=(1.0, 1.0, 1.0)) -> tuple[np.ndarray, np.ndarray]
     return np.array([[ends[x, 0], ends[y, 1], ends[z, 2]] for x in (0, 1) for y in (0, 1) for z in (0, 1)]), BOX_F
 
 
-def sphere(radius=1.0, centre=(0.0, 0.0, 0.0), cells=32) -> tuple[np.ndarray, np.ndarray]:
+@functools.cache
+def sphere(radius=1.0, centre=(0.0, 0.0, 0.0), cells=24) -> tuple[np.ndarray, np.ndarray]:
     c = torch.tensor(centre)
     mesh, _ = extract_surface(lambda x: (x - c).norm(dim=-1) - radius, c - 1.2 * radius, c + 1.2 * radius, cells)
     return mesh.vertices.astype(float), mesh.faces.astype(np.int64)
@@ -48,15 +51,16 @@ def triangles(seed=0, count=300) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(200, 3)), f
 
 
-def bumpy(count_side=48) -> tuple[np.ndarray, np.ndarray]:
-    """A closed surface without symmetry, about 0.1 across."""
+def jack(cells=40) -> tuple[np.ndarray, np.ndarray]:
+    """Three arms of different lengths and widths, about 0.1 across: no symmetry."""
+    arms = torch.tensor([[0.06, 0.01, 0.0], [-0.01, 0.04, 0.0], [0.0, -0.01, 0.03]])
+    width = torch.tensor([0.008, 0.012, 0.016])
 
     def field(x):
-        d = x / x.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        r = 0.04 + 0.012 * d[:, 0] + 0.008 * d[:, 1] * d[:, 2] + 0.006 * (3 * d[:, 0] + d[:, 2] ** 2).sin()
-        return 0.6 * (x.norm(dim=-1) - r)
+        along = ((x @ arms.T) / arms.square().sum(-1)).clamp(0, 1)
+        return ((x[:, None] - along[..., None] * arms).norm(dim=-1) - width).amin(-1)
 
-    mesh, _ = extract_surface(field, -0.08, 0.08, count_side)
+    mesh, _ = extract_surface(field, -0.03, 0.08, cells)
     return mesh.vertices.astype(float), mesh.faces.astype(np.int64)
 
 
@@ -105,8 +109,8 @@ def test_signed_distance_of_a_box_and_a_sphere(backend):
     outside = np.abs(q - 0.5) - 0.5
     want = np.linalg.norm(np.maximum(outside, 0), axis=1) + np.minimum(outside.max(1), 0)
     assert np.abs(signed_distance(q, *box(), backend=backend) - want).max() < 1e-12
-    got = signed_distance(q[:200], *sphere(0.8), backend=backend)
-    assert np.abs(got - (np.linalg.norm(q[:200], axis=1) - 0.8)).max() < 5e-3
+    got = signed_distance(q[:100], *sphere(0.8), backend=backend)
+    assert np.abs(got - (np.linalg.norm(q[:100], axis=1) - 0.8)).max() < 8e-3
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -250,30 +254,23 @@ def test_samples_are_uniform_and_seeded():
 
 @pytest.mark.parametrize("to_plane", [False, True])
 def test_icp_recovers_a_similarity(to_plane):
-    """Golden 56: 20 degrees, 3 cm and a scale of 1.1, to 0.5 mm."""
-    v, f = bumpy()
-    truth = (
-        1.1,
-        Rotation.from_rotvec(np.radians(20) * np.array([0.6, -0.64, 0.48])).as_matrix(),
-        np.array([0.03, 0, 0]),
-    )
-    b = points_of.sample_surface(v, f, 6000, seed=0)
-    a = points_of.sample_surface(v, f, 3000, seed=1).points
-    s, r, t = truth
-    source = (a - t) @ r / s  # truth takes it back
+    """Golden 56: 20 degrees, 3 cm and a scale of 1.1, to 0.5 mm, from samples that share no point."""
+    v, f = jack()
+    b = points_of.sample_surface(v, f, 5000, seed=0)
+    a = points_of.sample_surface(v, f, 2000, seed=1).points
+    r, t = Rotation.from_rotvec(np.radians(20) * np.array([0.6, -0.64, 0.48])).as_matrix(), np.array([0.03, 0, 0])
+    source = (a - t) @ r / 1.1
     n = meshes.face_normals(torch.from_numpy(v), torch.from_numpy(f)).numpy()[b.face] if to_plane else None
-    got = points_of.align(source, b.points, starts=12, normals=n)
+    got, again = (points_of.align(source, b.points, 5, points=(300, 2500), normals=n) for _ in range(2))
     error = np.linalg.norm(points_of.transform(got.similarity, source) - a, axis=1)
-    assert error.max() < 5e-4
-    assert got.similarity[0] == pytest.approx(1.1, abs=3e-3)
-    again = points_of.align(source, b.points, starts=12, normals=n)
+    assert error.max() < 5e-4 and got.similarity[0] == pytest.approx(1.1, abs=5e-3)
     assert got.error == again.error
-    near = points_of.icp(source, b.points, scale=False)
-    assert near.similarity[0] == 1 and near.error > got.error
+    from_identity = points_of.icp(source, b.points, scale=False)
+    assert from_identity.similarity[0] == 1 and from_identity.error > got.error
 
 
 def test_icp_point_to_plane_takes_fewer_steps():
-    v, f = bumpy(32)
+    v, f = jack(32)
     b = points_of.sample_surface(v, f, 4000, seed=0)
     n = meshes.face_normals(torch.from_numpy(v), torch.from_numpy(f)).numpy()[b.face]
     turn = Rotation.from_rotvec([0.05, -0.08, 0.06]).as_matrix()

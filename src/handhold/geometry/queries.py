@@ -121,7 +121,7 @@ class MeshQueries:
     def _closest(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self._tree:
             return self._tree.closest(x)
-        found = meshes.closest_point(*(torch.from_numpy(a) for a in (x, self.vertices, self.faces)))
+        found = meshes.closest_point(*(torch.from_numpy(a) for a in (x, self.vertices, self.faces)), backend="torch")
         return found.face.numpy(), found.bary.numpy(), found.distance.numpy() ** 2
 
     def _winding(self, x: np.ndarray, exact: bool) -> np.ndarray:
@@ -239,7 +239,7 @@ def _rows_of(x: Any, name: str):
         raise ValueError(f"{name} are not finite")
 
     def back(out: np.ndarray) -> Any:
-        out = out.reshape(*lead, *out.shape[1:])
+        out = out.reshape(lead + out.shape[1:])
         out = out.astype(kind, copy=False) if out.dtype.kind == "f" else out
         return torch.from_numpy(out).to(x.device) if isinstance(x, torch.Tensor) else out
 
@@ -270,7 +270,7 @@ def _brute_rays(corners: np.ndarray, o: np.ndarray, d: np.ndarray) -> tuple[np.n
         with np.errstate(divide="ignore", invalid="ignore"):
             det = (ab * x).sum(-1)
             u, v, t = (ao * x).sum(-1) / det, (rays * y).sum(-1) / det, (ac * y).sum(-1) / det
-        hit = (det != 0) & (u >= -1e-12) & (v >= -1e-12) & (u + v <= 1 + 1e-12) & (t >= 0)
+            hit = (det != 0) & (u >= -1e-12) & (v >= -1e-12) & (u + v <= 1 + 1e-12) & (t >= 0)
         t = np.where(hit, t, np.inf)
         k = t.argmin(1)
         rows = np.flatnonzero(np.isfinite(t.min(1)))
