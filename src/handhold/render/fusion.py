@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..geometry.cameras import make_K
+from ..geometry.rigid import matrix_from_quat
 from ..scene import Mesh
 from ..shapes.extraction import Report
 from ..shapes.fusion import fuse_depths
@@ -41,6 +43,7 @@ def mesh_from_gaussians(
     resolution: int = 128,
     *,
     depth: str = "median",
+    kind: str = "3d",
     sh_degree: int | None = None,
     min_alpha: float = 0.5,
     truncation: float | None = None,
@@ -51,17 +54,24 @@ def mesh_from_gaussians(
     """Watertight coloured mesh, in the Gaussians' frame, by `fuse_depths` of `views` square depth images.
 
     The cameras stand around the Gaussians (`cameras_around`); pixels covered less than `min_alpha` are background.
-    depth: "median" (where the transmittance falls to one half; "expected" where the renderer has none) or "expected",
-    which veils fuse into a surface between them. Box, cell size and truncation follow from the Gaussians' extent and
-    `resolution`, cells along the longest side. The surface is that of the blended depth: thick Gaussians end a little
-    outside their means. Raises ValueError without Gaussians, `StageFailed` when nothing is opaque enough.
+    depth: "median", the deepest point of each pixel's ray in the Gaussian at which the transmittance falls to one half,
+    or "expected", the blended depth of the Gaussians' centres, which veils and gaps drag behind the surface (also taken
+    from a renderer that knows no median). kind: "3d" or "2d", as `splat` has it; sh_degree: that of the colours, all of
+    their coefficients by default. Box, cell size and truncation follow from the Gaussians' extent and `resolution`,
+    cells along the longest side; round Gaussians end about one of their standard deviations outside their means.
+
+    Raises ValueError without Gaussians, `StageFailed` when nothing is opaque enough.
     """
     from .splat import splat
 
     if depth not in ("median", "expected"):
         raise ValueError(f'depth is "median" or "expected", not {depth!r}')
+    if kind not in ("3d", "2d"):
+        raise ValueError(f'kind is "3d" or "2d", not {kind!r}')
     if not len(gaussians) or views < 4 or size < 16:
         raise ValueError(f"{len(gaussians)} Gaussians, {views} views of {size} pixels: need some, at least 4 and 16")
+    if gaussians.colors.ndim == 3 and sh_degree is None:
+        sh_degree = round(gaussians.colors.shape[1] ** 0.5) - 1
     opaque = gaussians.opacities > 0.05
     if not bool(opaque.any()):
         opaque = torch.ones_like(opaque)
@@ -76,13 +86,12 @@ def mesh_from_gaussians(
     like = {"dtype": gaussians.means.dtype, "device": gaussians.means.device}
     parts = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors)
     for i in range(views):
-        out = splat(
-            *parts,
-            torch.as_tensor(pose[i : i + 1], **like), torch.as_tensor(K[None], **like), size, size,
-            sh_degree=sh_degree, backend=backend,
-        )  # fmt: skip
-        z = getattr(out, "median_depth", None) if depth == "median" else None
-        z = (out.depth if z is None else z)[0, ..., 0].cpu().numpy()
+        view, Ks = torch.as_tensor(pose[i : i + 1], **like), torch.as_tensor(K[None], **like)
+        more = {} if kind == "3d" else {"kind": kind}
+        out = splat(*parts, view, Ks, size, size, sh_degree=sh_degree, backend=backend, **more)
+        median = getattr(out, "median", None) if depth == "median" else None
+        z = out.depth[0, ..., 0] if median is None else _peak_depth(median[0], gaussians, view[0], Ks[0], kind)
+        z = z.cpu().numpy()
         alpha = out.alpha[0].cpu().numpy()
         covered = (alpha[..., 0] > min_alpha) & np.isfinite(z) & (z > 0)
         depths.append(z)
@@ -93,3 +102,27 @@ def mesh_from_gaussians(
         np.stack(depths), np.stack(colors), np.stack(masks), Ks, pose, lo, hi, resolution,
         truncation=truncation, unseen=unseen, keep=keep,
     )  # fmt: skip
+
+
+def _peak_depth(which: Tensor, gaussians: Gaussians, view: Tensor, K: Tensor, kind: str) -> Tensor:
+    """(H,W) camera z at which each pixel's ray is deepest in its Gaussian `which` (H,W); 0 where that is negative.
+
+    The maximum along the ray of exp(-d^T Sigma^-1 d / 2): of a flat Gaussian the ray's hit with its plane. Its centre's
+    z instead would lie too near wherever the surface slants, as nearer centres come first.
+    """
+    found = which >= 0
+    g = which[found].long()
+    y, x = torch.nonzero(found, as_tuple=True)
+    ray = torch.stack([(x + 0.5 - K[0, 2]) / K[0, 0], (y + 0.5 - K[1, 2]) / K[1, 1], torch.ones_like(x)], -1).to(K)
+    scales = gaussians.scales[g]
+    if kind == "2d":
+        scales = torch.cat([scales[:, :2], torch.zeros_like(scales[:, :1])], -1)
+    scales = scales.clamp_min(1e-3 * scales.amax(-1, keepdim=True))  # nothing is quite flat, so that a ray has a peak
+    axes = (view[:3, :3] @ matrix_from_quat(gaussians.quats[g])) / scales[:, None]  # whitens the camera's axes
+    centre = gaussians.means[g] @ view[:3, :3].T + view[:3, 3]
+    d, m = (ray[:, None] @ axes)[:, 0], (centre[:, None] @ axes)[:, 0]
+    z = (d * m).sum(-1) / (d * d).sum(-1)
+    reach = 3 * scales.amax(-1)
+    return torch.zeros(which.shape, dtype=z.dtype, device=z.device).masked_scatter(
+        found, torch.minimum(torch.maximum(z, centre[:, 2] - reach), centre[:, 2] + reach)
+    )
