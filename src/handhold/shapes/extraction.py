@@ -253,14 +253,16 @@ def clean(
     owned = cavities[np.isin(within[cavities], kept) & (volume[cavities] < 0)]
     stay = np.isin(of_face, kept if fill_cavities else np.concatenate([kept, owned]))
     faces = faces[stay]
-    used, faces = np.unique(faces, return_inverse=True)
+    used = np.zeros(len(vertices), bool)
+    used[faces] = True
+    faces = (np.cumsum(used) - 1)[faces]
     report = {
         "pieces_dropped": len(loose),
         "dropped_share": float(volume[loose].sum() / volume[solids].sum()),
         "cavities_filled": len(owned) if fill_cavities else 0,
         "filled_share": float(-volume[owned].sum() / volume[kept].sum() + 0.0) if fill_cavities else 0.0,
     }
-    return vertices[used], faces.reshape(-1, 3), report
+    return vertices[used], faces, report
 
 
 def _pieces(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -268,8 +270,10 @@ def _pieces(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nda
     n = len(vertices)
     one, two = np.concatenate([faces[:, 0], faces[:, 1]]), np.concatenate([faces[:, 1], faces[:, 2]])
     graph = sparse.coo_matrix((np.ones(len(one), bool), (one, two)), shape=(n, n))
-    of_vertex = connected_components(graph, directed=False)[1]
-    _, of_face = np.unique(of_vertex[faces[:, 0]], return_inverse=True)
+    count, of_vertex = connected_components(graph, directed=False)
+    of_face = of_vertex[faces[:, 0]]
+    used = np.bincount(of_face, minlength=count) > 0  # vertices without faces are pieces too
+    of_face = (np.cumsum(used) - 1)[of_face]
     a, b, c = (vertices[faces[:, k]] - vertices.mean(0) for k in range(3))
     return of_face, np.bincount(of_face, (a * np.cross(b, c)).sum(1)) / 6
 
