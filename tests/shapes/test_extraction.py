@@ -8,7 +8,7 @@ import torch
 
 from handhold.errors import StageFailed
 from handhold.geometry import meshes
-from handhold.render.fusion import cameras_around, mesh_from_gaussians
+from handhold.render.fusion import _peak_depth, cameras_around, mesh_from_gaussians
 from handhold.shapes.extraction import clean, extract_grid, extract_surface
 from handhold.shapes.fusion import fuse_depths
 from handhold.shapes.gaussians import Gaussians
@@ -220,3 +220,18 @@ def test_a_sphere_of_gaussians_becomes_its_mesh():
     assert np.abs(mesh.colors - (away * 0.5 + 0.5)).mean() < 0.01
     with pytest.raises(ValueError, match="0 Gaussians"):
         mesh_from_gaussians(Gaussians(*(x[:0] for x in vars(gaussians).values())))
+
+
+def test_a_slanted_flat_gaussian_is_met_where_its_plane_is():
+    c, angle = torch.tensor([[0.1, 0.05, 1.0]]), 0.9
+    quat = torch.tensor([[np.cos(angle / 2), 0.0, np.sin(angle / 2), 0.0]], dtype=torch.float32)  # about y
+    one = torch.ones(1)
+    g = Gaussians(c, quat, torch.tensor([[0.2, 0.2, 0.05]]), one, torch.ones(1, 3), one.long())
+    K = torch.tensor([[100.0, 0, 32], [0, 100, 32], [0, 0, 1]])
+    which = torch.full((64, 64), -1)
+    which[30:50, 35:55] = 0
+    z = _peak_depth(which, g, torch.eye(4), K, "2d")
+    y, x = torch.nonzero(which >= 0, as_tuple=True)
+    ray = torch.stack([(x + 0.5 - 32) / 100, (y + 0.5 - 32) / 100, torch.ones(len(x))], -1)
+    n = torch.tensor([np.sin(angle), 0, np.cos(angle)], dtype=torch.float32)
+    assert torch.allclose(z[which >= 0], (c @ n) / (ray @ n), atol=1e-4) and (z[which < 0] == 0).all()

@@ -211,12 +211,11 @@ def sparse_values(
         values[tuple(nodes.T)] = field(nodes, 0.0)
         known |= wanted
         negative = values[tuple(nodes.T)] < 0
-        wrong = []
+        wrong = np.zeros(inside.shape, bool)
         for offset in _CORNERS:  # the up to eight blocks around a node
-            near = np.clip((nodes - offset) // 2, 0, np.array(inside.shape) - 1)
-            at = tuple(near.T)
-            wrong.append(near[~judged[at] & (inside[at] != negative)])
-        blocks = np.unique(np.concatenate(wrong), axis=0)
+            near = tuple(np.clip((nodes - offset) // 2, 0, np.array(inside.shape) - 1).T)
+            wrong[near] |= inside[near] != negative
+        blocks = np.argwhere(wrong & ~judged)
     return values, lo, h, asked
 
 

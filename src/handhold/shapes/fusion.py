@@ -16,7 +16,8 @@ from scipy.spatial import cKDTree
 from ..scene import Mesh
 from .extraction import Report, extract_grid, sparse_values
 
-_FOLD = 512  # cv2.remap takes images, not lists: points are folded into rows of this many
+_FOLD = 256  # cv2.remap takes images, not lists: points are folded into rows of this many
+_CHUNK = 1 << 14  # points at a time, so that what is known of them stays in the cache
 
 
 def fuse_depths(
@@ -74,7 +75,6 @@ class _View:
     def __init__(self, depth: np.ndarray, color: np.ndarray | None, mask: np.ndarray, K: np.ndarray, pose: np.ndarray):
         self.K, self.pose, self.color = K, pose, color
         self.height, self.width = depth.shape
-        self.mask = mask
         self.nearest = np.where(mask, depth, np.nan).astype(np.float32)
         self.beside = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5) - 0.5
         if not mask.any():  # no silhouette to be near to
@@ -94,25 +94,32 @@ class _View:
         self.weight = np.where(np.isfinite(cosine), np.maximum(cosine, 0.05) ** 2, 0.01).astype(np.float32)
         self.truncation = truncation
 
-    def look(self, x: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray, tuple]:
-        """Signed distance along the ray, at most `reach`, and weight, (N,) each; weight 0 where nothing is told."""
-        c = x @ self.pose[:3, :3].T + self.pose[:3, 3]
+    def look(self, x: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray, tuple, np.ndarray]:
+        """What the view tells at x (N,3): signed distance along the ray, at most `reach`, and its weight, (N,) each.
+
+        The weight is 0 where it tells nothing. Also where to look in the images, and whether the object is seen there.
+        """
+        c = (x @ self.pose[:3, :3].T + self.pose[:3, 3]).astype(np.float32)
         z = c[:, 2]
         front = z > 1e-6
-        safe = np.where(front, z, 1.0)
-        px = np.stack([self.K[0, 0] * c[:, 0] / safe + self.K[0, 2], self.K[1, 1] * c[:, 1] / safe + self.K[1, 2]])
-        on = front & (px[0] >= 0) & (px[1] >= 0) & (px[0] <= self.width) & (px[1] <= self.height)
-        maps = _fold(np.where(on, px, 0.5) - 0.5)
-        count = len(x)
-        depth = _at(self.nearest, maps, count, cv2.INTER_NEAREST)
-        smooth = _at(self.nearest, maps, count, cv2.INTER_LINEAR)  # NaN when one of the four is background
+        safe = np.where(front, z, np.float32(1))
+        px = np.zeros((2, -(-len(x) // _FOLD) * _FOLD), np.float32)
+        u, v = px[:, : len(x)]
+        u[:] = np.float32(self.K[0, 0]) * c[:, 0] / safe + np.float32(self.K[0, 2] - 0.5)
+        v[:] = np.float32(self.K[1, 1]) * c[:, 1] / safe + np.float32(self.K[1, 2] - 0.5)
+        on = front & (u >= -0.5) & (v >= -0.5) & (u <= self.width - 0.5) & (v <= self.height - 0.5)
+        px[:, : len(x)][:, ~on] = 0
+        maps = (*px.reshape(2, -1, _FOLD), len(x))
+        depth = _at(self.nearest, maps, cv2.INTER_NEAREST)
+        smooth = _at(self.nearest, maps, cv2.INTER_LINEAR)  # NaN when one of the four is background
         depth = np.where(np.abs(smooth - depth) < 0.5 * self.truncation, smooth, depth)
-        along = np.sqrt((c * c).sum(1)) / safe
         seen = np.isfinite(depth)
-        signed = np.where(seen, (depth - z) * along, _at(self.beside, maps, count, cv2.INTER_LINEAR) * z / self.K[0, 0])
-        weight = np.where(seen, _at(self.weight, maps, count, cv2.INTER_NEAREST), 1.0)
-        weight = np.where(on & (signed > -reach), weight, 0.0)
-        return np.minimum(signed, reach), weight, (maps, seen & on)
+        along = np.sqrt(np.einsum("ij,ij->i", c, c)) / safe
+        beside = _at(self.beside, maps, cv2.INTER_LINEAR) * (z / np.float32(self.K[0, 0]))
+        signed = np.where(seen, (depth - z) * along, beside)
+        weight = np.where(seen, _at(self.weight, maps, cv2.INTER_NEAREST), np.float32(1))
+        weight[~on | (signed <= -reach)] = 0
+        return np.minimum(signed, np.float32(reach)), weight, maps, seen & on
 
 
 def _fused(views: list[_View], x: np.ndarray, reach: float, unseen: str, judge: bool) -> np.ndarray:
@@ -121,34 +128,39 @@ def _fused(views: list[_View], x: np.ndarray, reach: float, unseen: str, judge: 
     The distance to the silhouette is a lower bound on that to the object, the distance along a ray an upper one: the
     largest of the first or the smallest of the second.
     """
+    if len(x) > _CHUNK:
+        return np.concatenate(
+            [_fused(views, x[i : i + _CHUNK], reach, unseen, judge) for i in range(0, len(x), _CHUNK)]
+        )
     total, weights = np.zeros(len(x)), np.zeros(len(x))
-    beside, along = np.zeros(len(x)), np.full(len(x), reach)
+    beside, along = np.zeros(len(x), np.float32), np.full(len(x), reach, np.float32)
     for v in views:
-        signed, weight, (_, seen) = v.look(x, reach)
-        total += weight * np.where(weight > 0, signed, 0.0)
+        signed, weight, _, seen = v.look(x, reach)
+        told = weight > 0
+        total += weight * np.where(told, signed, 0)
         weights += weight
         if judge:
-            told = weight > 0
             beside = np.where(told & ~seen, np.maximum(beside, signed), beside)
             along = np.where(told & seen, np.minimum(along, np.abs(signed)), along)
     out = np.where(weights > 0, total / np.maximum(weights, 1e-12), -reach if unseen == "solid" else reach)
-    return (
-        np.where(out < 0, -along, np.where(beside > 0, np.maximum(beside, np.where(along < reach, along, 0)), along))
-        if judge
-        else out
-    )
+    if not judge:
+        return out
+    outside = np.where(beside > 0, np.maximum(beside, np.where(along < reach, along, 0)), along)
+    return np.where(out < 0, -along, outside)
 
 
 def _painted(mesh: Mesh, views: list[_View], truncation: float, colored: bool) -> Mesh:
     """The mesh with what the views saw of it: colours, and which vertices were seen at all."""
     x = mesh.vertices.astype(np.float64)
     total, weights = np.zeros((len(x), 3)), np.zeros(len(x))
-    for v in views:
-        signed, weight, (maps, seen) = v.look(x, truncation)
-        weight = np.where(seen & (np.abs(signed) < 0.5 * truncation), weight**2, 0.0)
-        if colored:
-            total += weight[:, None] * _at(v.color, maps, len(x), cv2.INTER_LINEAR)
-        weights += weight
+    for i in range(0, len(x), _CHUNK):
+        part = slice(i, i + _CHUNK)
+        for v in views:
+            signed, weight, maps, seen = v.look(x[part], truncation)
+            weight = np.where(seen & (np.abs(signed) < 0.5 * truncation), weight**2, 0)
+            weights[part] += weight
+            if colored:
+                total[part] += weight[:, None] * _at(v.color, maps, cv2.INTER_LINEAR)
     observed = weights > 0
     if not colored:
         return replace(mesh, observed=observed)
@@ -159,22 +171,10 @@ def _painted(mesh: Mesh, views: list[_View], truncation: float, colored: bool) -
     return replace(mesh, colors=rgb.clip(0, 1).astype(np.float32), observed=observed)
 
 
-def _fold(px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    count = px.shape[1]
-    rows = -(-count // _FOLD)
-    out = np.zeros((2, rows * _FOLD), np.float32)
-    out[:, :count] = px
-    return tuple(out.reshape(2, rows, _FOLD))
-
-
-def _at(image: np.ndarray, maps: tuple, count: int, how: int) -> np.ndarray:
-    """Values (N,) or (N,3) of an image at folded pixel positions; the map's rows are cut to what remap takes."""
-    x, y = maps
-    out = [
-        cv2.remap(image, x[i : i + 8192], y[i : i + 8192], how, borderMode=cv2.BORDER_REPLICATE)
-        for i in range(0, len(x), 8192)
-    ]
-    return np.concatenate(out).reshape(-1, *image.shape[2:])[:count]
+def _at(image: np.ndarray, maps: tuple[np.ndarray, np.ndarray, int], how: int) -> np.ndarray:
+    """Values (N,) or (N,3) of an image at folded pixel positions."""
+    x, y, count = maps
+    return cv2.remap(image, x, y, how, borderMode=cv2.BORDER_REPLICATE).reshape(-1, *image.shape[2:])[:count]
 
 
 def _views(depths: Any, colors: Any | None, masks: Any | None, Ks: Any, cam_from_world: Any) -> list[_View]:
