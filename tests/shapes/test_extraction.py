@@ -8,11 +8,12 @@ import torch
 
 from handhold.errors import StageFailed
 from handhold.geometry import meshes
+from handhold.geometry.queries import MeshQueries
 from handhold.render.fusion import _peak_depth, cameras_around, mesh_from_gaussians
 from handhold.shapes.extraction import clean, extract_grid, extract_surface
 from handhold.shapes.fusion import fuse_depths
 from handhold.shapes.gaussians import Gaussians
-from solids import sphere_depth
+from solids import rays, sphere_depth
 
 CENTRE, RADIUS = torch.tensor([0.13, -0.07, 0.21]), 0.5
 
@@ -179,6 +180,27 @@ def test_what_no_view_saw_is_closed_and_marked():
     seen = mesh.observed
     assert 0.4 < seen.mean() < 1 and np.abs(radius[seen] - 1).max() < 0.05
     assert np.allclose(mesh.colors, [0.2, 0.5, 0.7], atol=0.02)
+
+
+def test_a_wall_of_two_cells_keeps_both_its_sides():
+    """A box's depth from all around and one big hole cut out of it: a tray, seen from above and below."""
+
+    def tray(x):
+        def box(x, half):
+            q = x.abs() - torch.tensor(half)
+            return q.clamp(min=0).norm(dim=-1) + q.amax(-1).clamp(max=0)
+
+        return torch.maximum(box(x, [0.05, 0.04, 0.02]), -box(x - torch.tensor([0, 0, 0.01]), [0.046, 0.036, 0.025]))
+
+    truth, _ = extract_surface(tray, -0.055, 0.055, 110)
+    exact = MeshQueries(truth.vertices, truth.faces)
+    poses, K = cameras_around(np.zeros(3), 0.07, 32, 96)
+    casts = [rays(p, K, 96, 96) for p in poses]
+    depths = np.stack([exact.first_hits(np.broadcast_to(o, d.shape), d).t for o, d in casts])
+    mesh, _ = fuse_depths(depths, None, None, np.repeat(K[None], 32, 0), poses, -0.06, 0.06, 60)
+    assert meshes.is_watertight(mesh.faces) and meshes.euler_characteristic(mesh.faces) == 2
+    distance = exact.nearest(mesh.vertices).distance
+    assert distance.mean() < 2.5e-4 and volume(mesh) == pytest.approx(volume(truth), rel=0.1)
 
 
 def test_fusion_refuses_what_it_cannot_use():

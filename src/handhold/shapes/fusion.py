@@ -40,12 +40,12 @@ def fuse_depths(
     depths (C,H,W) metres along z; colors (C,H,W,3) in [0,1] or None; masks (C,H,W) bool, True on the object (None:
     where the depth is finite and positive); beside the mask is background, empty all along the ray. Ks (C,3,3)
     pixels, centres at +0.5; cam_from_world (C,4,4); numpy or torch. resolution: cells along the box's longest side.
-    truncation: metres in front of and behind a surface within which views are averaged, 4 cells by default; parts
-    thinner than that lose accuracy, as their two sides are averaged.
+    truncation: metres in front of a surface, and half of them behind, within which views are averaged, 4 cells by
+    default. What lies behind a surface is not seen, so it counts less the deeper it lies: walls of two cells come out.
 
     Distances run along the ray and count by the squared cosine at which the surface is seen; beside the silhouette the
     distance to it bounds the distance to the object, which keeps silhouettes sharp. Space that no view tells of is
-    "solid" (what is seen from all around is closed that way) or "empty" (a shell as thick as the truncation stays).
+    "solid" (what is seen from all around is closed that way) or "empty" (a shell half the truncation thick stays).
     `observed` of the mesh is False on surface no view saw, which gets the colour of the nearest that was seen.
 
     Raises ValueError for wrong shapes, cameras or an empty box, `StageFailed` when nothing is left.
@@ -62,7 +62,7 @@ def fuse_depths(
         v.weigh(truncation)
 
     def ask(x: np.ndarray, reach: float) -> np.ndarray:
-        return _fused(views, x, max(truncation, 1.01 * reach), unseen, judge=reach > 0)
+        return _fused(views, x, max(truncation, 1.01 * reach), 0.5 * truncation, unseen, judge=reach > 0)
 
     values, low, h, asked = sparse_values(ask, low, high, resolution, 1.5)
     mesh, report = extract_grid(values, low, h, keep=keep, fill_cavities=fill_cavities, evaluations=asked)
@@ -94,10 +94,11 @@ class _View:
         self.weight = np.where(np.isfinite(cosine), np.maximum(cosine, 0.05) ** 2, 0.01).astype(np.float32)
         self.truncation = truncation
 
-    def look(self, x: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray, tuple, np.ndarray]:
+    def look(self, x: np.ndarray, reach: float, behind: float) -> tuple[np.ndarray, np.ndarray, tuple, np.ndarray]:
         """What the view tells at x (N,3): signed distance along the ray, at most `reach`, and its weight, (N,) each.
 
-        The weight is 0 where it tells nothing. Also where to look in the images, and whether the object is seen there.
+        The weight falls to 0 at `behind` the surface, and is 0 wherever the view tells nothing. Also where to look in
+        the images, and whether the object is seen there.
         """
         c = (x @ self.pose[:3, :3].T + self.pose[:3, 3]).astype(np.float32)
         z = c[:, 2]
@@ -118,11 +119,12 @@ class _View:
         beside = _at(self.beside, maps, cv2.INTER_LINEAR) * (z / np.float32(self.K[0, 0]))
         signed = np.where(seen, (depth - z) * along, beside)
         weight = np.where(seen, _at(self.weight, maps, cv2.INTER_NEAREST), np.float32(1))
-        weight[~on | (signed <= -reach)] = 0
+        weight *= np.clip(1 + signed / np.float32(behind), 0, 1)
+        weight[~on] = 0
         return np.minimum(signed, np.float32(reach)), weight, maps, seen & on
 
 
-def _fused(views: list[_View], x: np.ndarray, reach: float, unseen: str, judge: bool) -> np.ndarray:
+def _fused(views: list[_View], x: np.ndarray, reach: float, behind: float, unseen: str, judge: bool) -> np.ndarray:
     """Averaged distance (N,) at x (N,3); when judging, about the distance itself, with the average's sign.
 
     The distance to the silhouette is a lower bound on that to the object, the distance along a ray an upper one: the
@@ -130,12 +132,12 @@ def _fused(views: list[_View], x: np.ndarray, reach: float, unseen: str, judge: 
     """
     if len(x) > _CHUNK:
         return np.concatenate(
-            [_fused(views, x[i : i + _CHUNK], reach, unseen, judge) for i in range(0, len(x), _CHUNK)]
+            [_fused(views, x[i : i + _CHUNK], reach, behind, unseen, judge) for i in range(0, len(x), _CHUNK)]
         )
     total, weights = np.zeros(len(x)), np.zeros(len(x))
     beside, along = np.zeros(len(x), np.float32), np.full(len(x), reach, np.float32)
     for v in views:
-        signed, weight, _, seen = v.look(x, reach)
+        signed, weight, _, seen = v.look(x, reach, reach if judge else behind)
         told = weight > 0
         total += weight * np.where(told, signed, 0)
         weights += weight
@@ -156,7 +158,7 @@ def _painted(mesh: Mesh, views: list[_View], truncation: float, colored: bool) -
     for i in range(0, len(x), _CHUNK):
         part = slice(i, i + _CHUNK)
         for v in views:
-            signed, weight, maps, seen = v.look(x[part], truncation)
+            signed, weight, maps, seen = v.look(x[part], truncation, truncation)
             weight = np.where(seen & (np.abs(signed) < 0.5 * truncation), weight**2, 0)
             weights[part] += weight
             if colored:
