@@ -10,8 +10,8 @@ import handhold
 LAYERS = (
     ("errors", "files"),
     ("scene",),  # plain data only; below everything, so that shapes and metrics can speak of a Mesh
-    ("geometry", "assets"),
-    ("hand", "shapes", "motions", "kernels"),
+    ("geometry", "assets", "kernels"),
+    ("hand", "shapes", "motions"),
     ("render", "losses", "metrics", "priors"),
     ("datasets", "regressors", "tracking", "methods", "export"),
     ("view", "runs", "config", "pipeline", "progress", "stages", "doctor", "cli"),

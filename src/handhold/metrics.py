@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.spatial import cKDTree
-from scipy.spatial.transform import Rotation
+
+from .geometry import points as points_of
+from .geometry.points import Similarity, chamfer, nearest, transform, umeyama
 
 if TYPE_CHECKING:
     from .scene import Scene
@@ -80,56 +81,9 @@ def pa_mpjpe(joints: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.array([np.linalg.norm(transform(umeyama(p, q), p) - q, axis=1).mean() for p, q in pairs])
 
 
-def umeyama(source: np.ndarray, target: np.ndarray, scale: bool = True) -> tuple[float, np.ndarray, np.ndarray]:
-    """Least-squares similarity (s, R, t) with s R x + t closest to the target; source, target (N,3) in correspondence.
-
-    Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991, eq. 40-42.
-    """
-    mean_source, mean_target = source.mean(0), target.mean(0)
-    x, y = source - mean_source, target - mean_target
-    u, d, vt = np.linalg.svd(y.T @ x)
-    sign = np.array([1.0, 1.0, 1.0 if np.linalg.det(u) * np.linalg.det(vt) > 0 else -1.0])
-    rotation = (u * sign) @ vt
-    spread = np.einsum("ij,ij->", x, x)
-    s = float((d * sign).sum() / spread) if scale and spread > 0 else 1.0
-    return s, rotation, mean_target - s * rotation @ mean_source
-
-
-def transform(similarity: tuple[float, np.ndarray, np.ndarray], points: np.ndarray) -> np.ndarray:
-    """s R x + t for points (N,3)."""
-    s, rotation, t = similarity
-    return s * (points @ rotation.T) + t
-
-
 def sample_surface(vertices: np.ndarray, faces: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """(count,3) points drawn uniformly by area from triangles (T,3). Same seed, same points."""
-    rng = np.random.default_rng(seed)
-    a, b, c = (np.asarray(vertices, float)[faces[:, k]] for k in range(3))
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    if not np.isfinite(area).all() or area.sum() <= 0:
-        raise ValueError("the mesh has no finite surface to sample")
-    edges = np.cumsum(area)
-    pick = np.minimum(np.searchsorted(edges, rng.random(count) * edges[-1], side="right"), len(faces) - 1)
-    u, v = rng.random((2, count, 1))
-    flip = u + v > 1  # fold the unit square onto the triangle
-    u, v = np.where(flip, 1 - u, u), np.where(flip, 1 - v, v)
-    return a[pick] + u * (b[pick] - a[pick]) + v * (c[pick] - a[pick])
-
-
-def nearest(points: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from each of `points` (N,3) to `others` (M,3), and back: (N,), (M,)."""
-    return _query(cKDTree(others), points)[0], _query(cKDTree(points), others)[0]
-
-
-def _query(tree: cKDTree, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # threads cost more than they save on a few thousand points
-    return tree.query(points, workers=-1 if len(points) > 10_000 else 1)
-
-
-def chamfer(points: np.ndarray, others: np.ndarray) -> float:
-    """Mean squared nearest distance, both directions summed, in the unit of the points squared."""
-    there, back = nearest(points, others)
-    return float((there**2).mean() + (back**2).mean())
+    return points_of.sample_surface(vertices, faces, count, seed).points
 
 
 def f_score(points: np.ndarray, others: np.ndarray, threshold: float) -> float:
@@ -151,38 +105,9 @@ def surface_error(points: np.ndarray, truth: np.ndarray) -> tuple[float, float, 
 
 def align_surfaces(
     source: np.ndarray, target: np.ndarray, starts: int = 96, scale: bool = True, points: tuple[int, int] = (1500, 8000)
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """The similarity (s, R, t) that takes one surface sample onto another, without correspondence.
-
-    Trimmed ICP (90 % of the pairs) from the identity and `starts` random rotations on points[0] of the points, then
-    the best four again on points[1]. source, target (N,3); scale is held within 0.2 to 5. Deterministic.
-    """
-    rng = np.random.default_rng(0)
-
-    def thin(x: np.ndarray, count: int) -> np.ndarray:
-        return x[rng.permutation(len(x))[:count]]
-
-    a, b = (thin(x, points[0]) for x in (source, target))
-    tree = cKDTree(b)
-    size = np.sqrt(((b - b.mean(0)) ** 2).mean() / max(((a - a.mean(0)) ** 2).mean(), 1e-30)) if scale else 1.0
-    rotations = np.concatenate([np.eye(3)[None], Rotation.random(starts, random_state=1).as_matrix()])
-    guesses = [(size, r, b.mean(0) - size * r @ a.mean(0)) for r in rotations]
-    coarse = sorted((_icp(a, b, tree, g, 12, scale) for g in guesses), key=lambda found: found[0])[:4]
-    a, b = (thin(x, points[1]) for x in (source, target))
-    tree = cKDTree(b)
-    return min((_icp(a, b, tree, g, 40, scale) for _, g in coarse), key=lambda found: found[0])[1]
-
-
-def _icp(a, b, tree, similarity, iterations, scale):
-    """Trimmed ICP of a onto b; returns (Chamfer in units squared, similarity)."""
-    for _ in range(iterations):
-        distance, match = _query(tree, transform(similarity, a))
-        keep = distance <= np.quantile(distance, 0.9)
-        s, rotation, t = umeyama(a[keep], b[match[keep]], scale)
-        before, similarity = similarity, (float(np.clip(s, 0.2, 5.0)), rotation, t)
-        if all(np.abs(x - y).max() < 1e-6 for x, y in zip(before, similarity, strict=True)):
-            break
-    return chamfer(transform(similarity, a), b), similarity
+) -> Similarity:
+    """The similarity (s, R, t) that takes one surface sample onto another: `geometry.points.align`, seed 0."""
+    return points_of.align(source, target, starts, scale, points).similarity
 
 
 def relative_rotation_error(rotations: np.ndarray, truth: np.ndarray) -> np.ndarray:

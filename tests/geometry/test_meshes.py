@@ -66,13 +66,14 @@ def test_samples_lie_on_the_surface_in_proportion_to_area():
     assert ends == pytest.approx(2 / 18, abs=0.01)
 
 
-def test_closest_point_equals_brute_force_inside_and_far_away():
+@pytest.mark.parametrize("backend", [None, "torch"])
+def test_closest_point_equals_brute_force_inside_and_far_away(backend):
     gen = torch.Generator().manual_seed(1)
     v = torch.randn(300, 3, generator=gen, dtype=torch.float64)
     f = torch.randint(0, 300, (500, 3), generator=gen)
     f = f[(f[:, 0] != f[:, 1]) & (f[:, 1] != f[:, 2]) & (f[:, 0] != f[:, 2])]
     q = 3 * torch.randn(200, 3, generator=gen, dtype=torch.float64)
-    got = meshes.closest_point(q, v, f)
+    got = meshes.closest_point(q, v, f, backend=backend)
     tri = torch.stack(meshes.corners(v, f), -2)
     u = torch.rand(4000, 3, generator=gen, dtype=torch.float64)
     sampled = (tri[:, None] * (u / u.sum(-1, keepdim=True))[None, :40, :, None]).sum(-2).reshape(-1, 3)

@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels import _lib
+from ..kernels.bvh import TriangleTree
+
 
 def corners(vertices: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The three corner points of each triangle, each (*B,T,3), from vertices (*B,V,3)."""
@@ -164,13 +167,22 @@ class Closest(NamedTuple):
 
 
 @torch.no_grad()
-def closest_point(query: Tensor, vertices: Tensor, faces: Tensor, chunk: int = 2048) -> Closest:
-    """Exact closest surface point of each query (N,3) on the mesh (V,3), (T,3).
+def closest_point(
+    query: Tensor, vertices: Tensor, faces: Tensor, chunk: int = 2048, backend: str | None = None
+) -> Closest:
+    """Exact closest surface point of each query (N,3) on the mesh (V,3), (T,3); `queries.MeshQueries` keeps the tree.
 
-    Triangles are tried in the order of a lower bound, the distance to their bounding sphere. A query is settled when
-    the best distance found is below the bound of the next triangle; the few that are not are tried against more of
-    them.
+    On the CPU by a tree over the triangles, where the compiled kernels are available (backend "cpu"). Else, and on
+    other devices (backend "torch"): triangles are tried in the order of a lower bound, the distance to their bounding
+    sphere. A query is settled when the best distance found is below the bound of the next triangle; the few that are
+    not are tried against more of them.
     """
+    if query.device.type == "cpu" and _lib.resolve_backend(backend) == "cpu":
+        face, bary, d2 = TriangleTree(vertices.detach().numpy(), faces.numpy()).closest(query.detach().numpy())
+        face, bary = torch.from_numpy(face), torch.from_numpy(bary).to(query.dtype)
+        return Closest(
+            interpolate(vertices, faces, face, bary), face, bary, torch.from_numpy(d2).sqrt().to(query.dtype)
+        )
     a, b, c = corners(vertices, faces)
     centre = (a + b + c) / 3
     radius = torch.stack([(x - centre).norm(dim=-1) for x in (a, b, c)]).amax(0)

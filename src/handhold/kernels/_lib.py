@@ -45,6 +45,11 @@ _SIGNATURES = {
     "hh_soft_backward": (_I, [_P, _L] + [_P] * 6 + [_I]),
     "hh_soft_free": (None, [_P]),
     "hh_ssim": (_I, [_P, _P, _I, _I, _I, _P, _P, _I]),
+    "hh_bvh_build": (_P, [_L, _L, _P, _P]),
+    "hh_bvh_free": (None, [_P]),
+    "hh_bvh_closest": (None, [_P, _L, _P, _P, _P, _P, _I]),
+    "hh_bvh_winding": (None, [_P, _L, _P, _F, _P, _I]),
+    "hh_bvh_rays": (None, [_P, _L, _P, _P, _P, _P, _P, _I]),
 }
 
 

@@ -114,6 +114,26 @@ struct SoftArgs {
   float* slots;                // (pairs,6)
 };
 
+// Eight children of a tree over triangles, in coordinates where the mesh fills [-1,1]^3. child >= 0: a node; else ~triangle.
+struct alignas(32) BvhNode {
+  float lo[3][8], hi[3][8];
+  int32_t child[8];
+  int32_t count;
+};
+
+// The same children seen from afar: sum of area normals about the centre of area, first moments (xx yy zz xy xz yz).
+struct alignas(32) BvhDipole {
+  float centre[3][8], radius2[8], normal[3][8], moment[6][8];
+};
+
+struct BvhView {
+  const BvhNode* nodes;
+  const BvhDipole* dipoles;
+  const double* triangles;     // (n,9) in tree order, scaled
+  const int64_t* face;         // (n) the caller's index
+  double centre[3], scale;
+};
+
 struct Kernels {
   const char* name;
   void (*grid_sample)(const GridView&, const float* x, int64_t b, int64_t e, float* val, float* grad);
@@ -137,6 +157,9 @@ struct Kernels {
                     double* inv_z, int64_t* face);
   void (*soft_tile)(const SoftArgs&, int tile);
   void (*soft_tile_backward)(const SoftArgs&, int tile);
+  void (*bvh_closest)(const BvhView&, const double* points, int64_t b, int64_t e, int64_t* face, double* bary, double* d2);
+  void (*bvh_winding)(const BvhView&, const double* points, int64_t b, int64_t e, float beta2, double* out);
+  void (*bvh_rays)(const BvhView&, const double* o, const double* d, int64_t b, int64_t e, int64_t* face, double* bary, double* t);
 };
 
 const Kernels& kernels();  // the best set this processor runs (HANDHOLD_ISA=base forces the baseline)
