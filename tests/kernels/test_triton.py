@@ -24,7 +24,8 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installe
 SPLATS = (
     "plain", "harmonics_and_bodies", "unused_coefficients", "features", "many_features",
     "behind_and_across_the_near_plane", "far_outside_the_image", "opacity_0_and_1", "stops_when_opaque", "needles",
-    "one_pixel", "7x5", "no_gaussians", "none_in_view", "other_tiles",
+    "disks", "disks_with_everything", "disks_near_and_edge_on", "one_pixel", "7x5", "no_gaussians",
+    "none_in_view", "other_tiles",
 )  # fmt: skip
 OTHERS = ("ssim", "grid_sample", "grid_march", "grid_render")
 

@@ -47,14 +47,14 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((b.double() - a.double()).norm().item() if a.numel() else 0.0) / (size or 1.0)
 
 
-def splat(inputs, width=13, height=11, sh_degree=None, ids=None, n_ids=0, **options) -> dict:
+def splat(inputs, width=13, height=11, sh_degree=None, ids=None, n_ids=0, kind="3d", **options) -> dict:
     """Errors of the image (largest difference) and of each gradient (relative), and how many medians differ."""
     options.setdefault("launch", splat_triton.Launch(unroll=2))  # the interpreter pays for every Gaussian it pads with
     exact = [None if t is None else t.clone().requires_grad_() for t in inputs]
     single = [None if t is None else t.float().requires_grad_() for t in inputs]
     size = (width, height, sh_degree, ids, n_ids)
-    out, alpha, median = splat_torch.rasterize(*exact[:7], *size, features=exact[7])
-    out32, alpha32, median32 = splat_triton.rasterize(*single[:7], *size, features=single[7], **options)
+    out, alpha, median = splat_torch.rasterize(*exact[:7], *size, features=exact[7], kind=kind)
+    out32, alpha32, median32 = splat_triton.rasterize(*single[:7], *size, features=single[7], kind=kind, **options)
     g = torch.Generator().manual_seed(1)
     v_out = torch.randn(out.shape, generator=g, dtype=torch.float64)
     v_alpha = torch.randn(alpha.shape, generator=g, dtype=torch.float64)
@@ -127,6 +127,24 @@ def case_needles():
     inputs = scene(12, None, seed=7)
     inputs[2] = torch.tensor([0.1, 1e-6, 1e-6], dtype=torch.float64).expand(12, 3).clone()
     return splat(inputs)
+
+
+def case_disks():
+    return splat(scene(12, None), kind="2d")
+
+
+def case_disks_with_everything():
+    return splat(scene(10, 2, F=3), sh_degree=2, ids=torch.arange(10) % 3 - 1, n_ids=2, kind="2d")
+
+
+def case_disks_near_and_edge_on():
+    """Some cross the near plane or are seen from the side, where the low-pass filter takes over."""
+    inputs = scene(14, None, seed=9)
+    inputs[0][:, 2] = torch.linspace(-0.1, 0.3, 14)
+    inputs[1][::3] = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    inputs[2][::2] *= 4
+    inputs[5] = torch.eye(4, dtype=torch.float64)
+    return splat(inputs, kind="2d")
 
 
 def case_one_pixel():
