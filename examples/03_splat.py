@@ -12,7 +12,7 @@ import torch
 from handhold import read_video
 from handhold.datasets.masks import write_png
 from handhold.losses import photometric, psnr
-from handhold.render.splat import splat
+from handhold.render import splat
 
 
 def main(out: str | None = None, steps: int = 60, count: int = 600) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .kernels.ssim import ssim_mean
+from .render.depth import normals_from_depth
 
 
 def l1(x: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -45,3 +46,14 @@ def photometric(x: Tensor, y: Tensor, ssim_weight: float = 0.2, backend: str | N
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [0,1]."""
     return -10 * torch.log10((x - y).square().mean().clamp(min=1e-12))
+
+
+def depth_normal_consistency(normals: Tensor, alpha: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> Tensor:
+    """How far composited normals are from the surface that the depth image shows (Huang et al., 2DGS, 2024, eq. 14).
+
+    The mean over pixels of sum_i w_i (1 - n_i . N), N from `normals_from_depth`. normals (C,H,W,3) premultiplied, world
+    frame, and alpha, depth (C,H,W,1) as `splat` returns them; viewmats (C,4,4), Ks (C,3,3). Pixels without N count 0.
+    """
+    surface = normals_from_depth(depth, viewmats, Ks)
+    seen = surface.detach().square().sum(-1, keepdim=True) > 0
+    return torch.where(seen, alpha - (normals * surface).sum(-1, keepdim=True), torch.zeros_like(alpha)).mean()

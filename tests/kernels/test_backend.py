@@ -15,7 +15,7 @@ from handhold.errors import HandholdError
 from handhold.kernels import _lib
 from handhold.kernels.grid import SdfGrid
 from handhold.losses import ssim
-from handhold.render.splat import splat
+from handhold.render import splat
 
 compiled = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kernels: {kernels.why_unavailable()}")
 

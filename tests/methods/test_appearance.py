@@ -11,7 +11,7 @@ import torch
 from handhold.geometry.meshes import sample_surface
 from handhold.geometry.rigid import geodesic, matrix_from_quat, mean_rotation, so3_exp
 from handhold.methods.appearance import fit_appearance, lit, pose_hand
-from handhold.render.splat import splat
+from handhold.render import splat
 from handhold.scene import Mesh, Sequence
 
 SIZE, FRAMES, RADIUS = 64, 12, 0.05

@@ -112,7 +112,9 @@ def resolve_backend(
     """
     single = all(t is None or str(t.dtype) == "torch.float32" for t in tensors)
     fits = single and all(t is None or t.device.type == "cpu" for t in tensors)
-    on_gpu = single and any(t is not None for t in tensors) and all(t is None or t.device.type == "cuda" for t in tensors)
+    on_gpu = (
+        single and any(t is not None for t in tensors) and all(t is None or t.device.type == "cuda" for t in tensors)
+    )
     wish = backend
     if backend is None:
         wish = os.environ.get("HANDHOLD_BACKEND", "auto").strip().lower() or "auto"

@@ -40,7 +40,7 @@ def rasterize(
     et al. 2024), whose third scale is ignored; no triton backend.
     Returns out (H,W,4+F+n_ids): rgb, depth, features and the weight of each body, all premultiplied by alpha; alpha
     (H,W); median (H,W) int32: the Gaussian at which the transmittance falls to 1/2 or less, -1 where it never does.
-    Gradients to all floats. Shapes are checked here; that values are finite is for the caller to check (`check_finite`).
+    Gradients to all floats. Shapes are checked here; finite values are the caller's to check (`check_finite`).
     """
     check_shapes(means, quats, scales, opacities, colors, sh_degree, ids, n_ids, features, kind)
     check_size(width, height)
@@ -51,9 +51,7 @@ def rasterize(
     tensors = (means, quats, scales, opacities, colors, viewmat, features)
     chosen = _lib.resolve_backend(backend, *tensors, triton=_triton if kind == "3d" else None)
     if chosen == "triton":
-        return _triton().rasterize(
-            *tensors[:6], K.to(means), width, height, sh_degree, ids, n_ids, features=features
-        )
+        return _triton().rasterize(*tensors[:6], K.to(means), width, height, sh_degree, ids, n_ids, features=features)
     if chosen == "torch":
         rest = (width, height, sh_degree, ids, n_ids, features, kind)
         return splat_torch.rasterize(*tensors[:6], K.to(means), *rest)
@@ -69,7 +67,7 @@ def _triton():
 
 def check_size(width: int, height: int) -> None:
     for name, side in (("width", width), ("height", height)):
-        if not (isinstance(side, int) and 1 <= side <= MAX_SIDE):
+        if not (hasattr(side, "__index__") and 1 <= side <= MAX_SIDE):
             raise ValueError(f"{name} is {side!r}; it must be a whole number from 1 to {MAX_SIDE}")
 
 

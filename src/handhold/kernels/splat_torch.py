@@ -202,7 +202,10 @@ def rasterize(
             painted = weight @ feature[i]
             out = torch.cat([painted[:, :3], (weight * z).sum(1, keepdim=True), painted[:, 3:]], 1)
             half = after.detach() <= math.log(0.5)
-            first = torch.where(half.any(1), keep[i][half.to(torch.int8).argmax(1)], -1) if len(i) else T.new_full((h * w,), -1)
-            tiles.append((out.reshape(h, w, -1), (1 - T).reshape(h, w), first.to(torch.int32).reshape(h, w)))
+            if len(i):
+                median = torch.where(half.any(1), keep[i][half.to(torch.int8).argmax(1)], -1)
+            else:
+                median = torch.full((h * w,), -1, device=means.device)
+            tiles.append((out.reshape(h, w, -1), (1 - T).reshape(h, w), median.to(torch.int32).reshape(h, w)))
         rows.append(tuple(torch.cat(parts, 1) for parts in zip(*tiles, strict=True)))
     return tuple(torch.cat(parts, 0) for parts in zip(*rows, strict=True))

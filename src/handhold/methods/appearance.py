@@ -24,7 +24,7 @@ from torch import Tensor
 from ..geometry.meshes import area, interpolate, sample_surface, vertex_normals
 from ..geometry.rigid import quat_from_matrix, quat_multiply, so3_exp
 from ..losses import l1, ssim
-from ..render.splat import Splatted, splat
+from ..render import Splatted, splat
 from ..scene import SIDES, Mesh, Sequence
 from ..shapes.gaussians import Gaussians, concatenate
 from ..tracking.object import beside, shading

@@ -9,7 +9,7 @@
 namespace hh {
 namespace {
 
-constexpr int kDiskSlot = 17;  // rgb, sum of q = alpha dL/dalpha, then Disk's Sums
+constexpr int kDiskSlot = 17;  // rgb, sum of q = alpha dL/dalpha, then what `sums` lists
 
 struct Flat {
   using Item = Disk;
@@ -45,18 +45,16 @@ struct Flat {
   }
   static HH_METHOD vf depth(const Disk& g, const Pair& p) { return p.met ? p.z : all(g.depth); }
 
-  struct Sums {
-    vf s[13];  // v_nu and its dx, dy; v_nv; v_cz; v_zd; then, where the filter is met: v_x, v_y, v_depth
-    HH_METHOD void add(const Disk&, const Pair& p, vf q, vf wz) {
-      const vf qm = p.met ? -q : vf{}, zm = p.met ? wz : vf{}, r = p.met ? p.r : vf{}, u = p.met ? p.u : vf{}, v = p.met ? p.v : vf{};
-      const vf vu = qm * u, vv = qm * v, z = p.met ? p.z : vf{};
-      const vf nu = vu * r, nv = vv * r, cz = -(vu * u + vv * v + zm * z) * r;
-      s[0] += nu, s[1] += nu * p.dx, s[2] += nu * p.dy, s[3] += nv, s[4] += nv * p.dx, s[5] += nv * p.dy;
-      s[6] += cz, s[7] += cz * p.dx, s[8] += cz * p.dy, s[9] += zm * r;
-      const vf qf = p.met ? vf{} : 2.f * q;  // the filter's sigma is dx^2 + dy^2, and dx = pixel - x
-      s[10] += qf * p.dx, s[11] += qf * p.dy, s[12] += p.met ? vf{} : wz;
-    }
-  };
+  // v_nu and its dx, dy; v_nv; v_cz; v_zd; then, where the filter is met: v_x, v_y, v_depth
+  static HH_METHOD void sums(const Disk&, const Pair& p, vf q, vf wz, vf* s) {
+    const vf qm = p.met ? -q : vf{}, zm = p.met ? wz : vf{}, r = p.met ? p.r : vf{}, u = p.met ? p.u : vf{}, v = p.met ? p.v : vf{};
+    const vf vu = qm * u, vv = qm * v, z = p.met ? p.z : vf{};
+    const vf nu = vu * r, nv = vv * r, cz = -(vu * u + vv * v + zm * z) * r;
+    s[0] = nu, s[1] = nu * p.dx, s[2] = nu * p.dy, s[3] = nv, s[4] = nv * p.dx, s[5] = nv * p.dy;
+    s[6] = cz, s[7] = cz * p.dx, s[8] = cz * p.dy, s[9] = zm * r;
+    const vf qf = p.met ? vf{} : 2.f * q;  // the filter's sigma is dx^2 + dy^2, and dx = pixel - x
+    s[10] = qf * p.dx, s[11] = qf * p.dy, s[12] = p.met ? vf{} : wz;
+  }
 };
 
 // Half-plane matrix of a disk, in camera axes: columns are the two tangents times their scale.

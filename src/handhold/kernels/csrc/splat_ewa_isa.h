@@ -42,14 +42,11 @@ struct Ewa {
   }
   static HH_METHOD vf depth(const Splat& g, const Pair&) { return all(g.depth); }
 
-  struct Sums {
-    vf s[6];  // q dx, q dy, q dx^2, q dx dy, q dy^2, depth
-    // q: alpha dL/dalpha; wz: weight times dL/ddepth
-    HH_METHOD void add(const Splat&, const Pair& p, vf q, vf wz) {
-      const vf qx = q * p.dx, qy = q * p.dy;
-      s[0] += qx, s[1] += qy, s[2] += qx * p.dx, s[3] += qx * p.dy, s[4] += qy * p.dy, s[5] += wz;
-    }
-  };
+  // q: alpha dL/dalpha; wz: weight times dL/ddepth
+  static HH_METHOD void sums(const Splat&, const Pair& p, vf q, vf wz, vf* s) {
+    const vf qx = q * p.dx, qy = q * p.dy;
+    s[0] = qx, s[1] = qy, s[2] = qx * p.dx, s[3] = qx * p.dy, s[4] = qy * p.dy, s[5] = wz;
+  }
 };
 
 struct Cov {

@@ -3,15 +3,15 @@
 //
 // A vector of HH_LANES pixels is a block 4 wide. Forward goes through the tile's list in chunks: a chunk is sorted into one list per
 // block by an exact test of footprint against block, then each block is composited with its state in registers and leaves when every
-// pixel in it has stopped. Backward goes splat by splat, so that the sums of one splat stay in registers, and writes them to a slot
-// per (splat, tile): no atomics, one order of summation.
+// pixel in it has stopped. Backward takes the chunks from the back and writes a splat's sums over the tile to a slot per (splat, tile):
+// no atomics, one order of summation.
 #pragma once
 
 namespace hh {
 namespace {
 
-constexpr int kChunk = 128;
-constexpr int kMaxExtra = 44;  // features and bodies
+constexpr int kChunk = 256, kChunkBack = 128;
+constexpr int kMaxFeatures = 32, kMaxExtra = kMaxFeatures + 12;  // features, and bodies besides
 constexpr float kAlphaMax = 0.999f, kStopT = 1e-4f, kMedianT = 0.5f;
 constexpr float kFaintest = -7.99435344f;  // log2(1/255)
 
@@ -98,6 +98,7 @@ void raster(const Raster& r, int tile) {
   vf extra[kBlocks * kMaxExtra];
   uint8_t lists[kBlocks][kChunk];
   int counts[kBlocks];
+  uint64_t found[kChunk];
   Item local[kChunk];
   uint64_t live = 0;
   for (int b = 0; b < kBlocks; ++b) {
@@ -116,11 +117,13 @@ void raster(const Raster& r, int tile) {
     for (int j = 0; j < m; ++j) {
       if (j + 8 < m) __builtin_prefetch(&items[order[j + 8]]);
       local[j] = items[order[j]];
-      for (uint64_t found = K::blocks(local[j], (float)(tx * kTile), (float)(ty * kTile)) & live; found; found &= found - 1) {
-        const int b = __builtin_ctzll(found);
+      found[j] = K::blocks(local[j], (float)(tx * kTile), (float)(ty * kTile)) & live;
+    }
+    for (int j = 0; j < m; ++j)
+      for (uint64_t left = found[j]; left; left &= left - 1) {
+        const int b = __builtin_ctzll(left);
         lists[b][counts[b]++] = (uint8_t)j;
       }
-    }
     for (uint64_t left = live; left; left &= left - 1) {
       const int b = __builtin_ctzll(left);
       const int32_t base = (int32_t)(k - s);
@@ -143,19 +146,65 @@ void raster(const Raster& r, int tile) {
   }
 }
 
+struct BlockGrad {
+  vf T, behind, v[4];  // behind: sum over what lies behind of weight * (its colour . dL/dcolour), and dL/dT of the last T
+  vi stop;
+};
+
+// One block through its list of a chunk, back to front. sums (chunk, stride): each splat's, added to.
 template <class K, bool EXTRA>
-void raster_backward_(const Raster& r, int tile) {
+HH_INLINE void composite_backward(const Raster& r, const typename K::Item* local, const int32_t* order, const uint8_t* list, int count, int32_t base,
+                                  int tx, int ty, int b, BlockGrad& s, const vf* v_extra, float* sums, int stride) {
+  vf px, py;
+  block_pixels(tx, ty, b, &px, &py);
+  vf T = s.T, behind = s.behind;
+  const vf v0 = s.v[0], v1 = s.v[1], v2 = s.v[2], v3 = s.v[3];
+  const vi stop = s.stop - base;
+  const int F = r.n_features;
+  for (int k = count - 1; k >= 0; --k) {
+    const int j = list[k];
+    const typename K::Item& g = local[j];
+    const auto p = K::meet(g, px, py);
+    const vi hit = (p.y >= kFaintest) & (p.y <= g.lop + K::kTop) & (stop > j);
+    const vf raw = exp2_near(p.y);
+    const vi free = raw <= kAlphaMax;
+    vf alpha = free ? raw : all(kAlphaMax);
+    alpha = hit ? alpha : vf{};
+    const vf inv = 1.f / (1.f - alpha);
+    T *= inv;
+    const vf w = alpha * T, depth = K::depth(g, p);
+    vf dot = v0 * g.col[0] + v1 * g.col[1] + v2 * g.col[2] + v3 * depth;
+    float* sum_j = sums + j * stride;
+    if (EXTRA) {
+      const float* f = r.features + (int64_t)order[j] * F;
+      for (int i = 0; i < F; ++i) dot += v_extra[i] * f[i], sum_j[K::kSlot + i] += sum(w * v_extra[i]);
+      if (g.id >= 0) dot += v_extra[F + g.id];
+    }
+    const vf v_alpha = T * dot - inv * behind;
+    behind += w * dot;
+    const vf q = (hit & free) ? raw * v_alpha : vf{};
+    vf out[K::kSlot] = {w * v0, w * v1, w * v2, q};
+    K::sums(g, p, q, w * v3, out + 4);
+    int i = 0;
+    for (; i + 8 <= K::kSlot; i += 8) add_sum8(out + i, sum_j + i);
+    if (i + 2 == K::kSlot) add_sum2(out + i, sum_j + i);
+    else
+      for (; i < K::kSlot; ++i) sum_j[i] += sum(out[i]);
+  }
+  s.T = T, s.behind = behind;
+}
+
+template <class K>
+void raster_backward(const Raster& r, int tile) {
   using Item = typename K::Item;
   const int64_t s = r.tile_start[tile], e = r.tile_start[tile + 1];
-  const int tx = tile % r.tiles_x, ty = tile / r.tiles_x, F = r.n_features, E = EXTRA ? F + r.n_ids : 0, C = 4 + F + r.n_ids;
-  struct {
-    vf T, behind, v[4], x, y;
-    vi stop;
-  } block[kBlocks];
-  vf v_extra[EXTRA ? kBlocks * kMaxExtra : 1], v_feature[EXTRA ? kMaxExtra : 1];
+  if (s == e) return;
+  const int tx = tile % r.tiles_x, ty = tile / r.tiles_x, F = r.n_features, E = F + r.n_ids, C = 4 + E;
+  BlockGrad block[kBlocks];
+  vf v_extra[kBlocks * kMaxExtra];
   int32_t deepest[kBlocks], most = 0;
   for (int b = 0; b < kBlocks; ++b) {
-    auto& t = block[b];
+    BlockGrad& t = block[b];
     const float* final_T = r.final_T + (int64_t)tile * 256 + b * HH_LANES;
     const int32_t* stop = r.stop + (int64_t)tile * 256 + b * HH_LANES;
     vf v_alpha{};
@@ -172,74 +221,47 @@ void raster_backward_(const Raster& r, int tile) {
       deepest[b] = maxi(deepest[b], stop[i]);
     });
     most = maxi(most, deepest[b]);
-    t.behind = -t.T * v_alpha;  // sum over what lies behind of weight * (its colour . dL/dcolour), and dL/dT of the last T
-    block_pixels(tx, ty, b, &t.x, &t.y);
+    t.behind = -t.T * v_alpha;
   }
+  constexpr int kSums = K::kSlot + kMaxFeatures;
+  alignas(64) float sums[kChunkBack * kSums];
+  uint8_t lists[kBlocks][kChunkBack];
+  int counts[kBlocks];
+  Item local[kChunkBack];
+  uint64_t found[kChunkBack];
   const Item* items = static_cast<const Item*>(r.splats);
-  const int32_t* order = r.order + s;
-  uint64_t live = 0;
-  int32_t next = most;  // the place at which further blocks come in
-  for (int32_t k = most - 1; k >= 0; --k) {
-    if (k < next) {
-      int32_t later = 0;
-      live = 0;
-      for (int b = 0; b < kBlocks; ++b)
-        if (deepest[b] > k) live |= 1ull << b;
-        else later = maxi(later, deepest[b]);
-      next = later;
+  const int stride = K::kSlot + F;
+  for (int32_t base = (most - 1) / kChunkBack * kChunkBack; most > 0 && base >= 0; base -= kChunkBack) {
+    const int32_t* order = r.order + s + base;
+    const int m = mini(kChunkBack, most - base);
+    uint64_t live = 0;
+    for (int b = 0; b < kBlocks; ++b) counts[b] = 0, live |= (uint64_t)(deepest[b] > base) << b;
+    for (int j = 0; j < m; ++j) {
+      if (j + 8 < m) __builtin_prefetch(&items[order[j + 8]]);
+      const int64_t n = order[j];
+      __builtin_prefetch(&r.box[4 * n]), __builtin_prefetch(&r.offset[n]);
+      local[j] = items[n];
+      found[j] = K::blocks(local[j], (float)(tx * kTile), (float)(ty * kTile)) & live;
     }
-    if (k >= 4) __builtin_prefetch(&items[order[k - 4]]);
-    const int32_t n = order[k];
-    const Item& g = items[n];
-    uint64_t found = K::blocks(g, (float)(tx * kTile), (float)(ty * kTile)) & live;
-    if (!found) continue;
-    vf v0{}, v1{}, v2{}, vq{};
-    typename K::Sums sums{};
-    const float* feature = EXTRA ? r.features + (int64_t)n * F : nullptr;
-    if (EXTRA)
-      for (int i = 0; i < F; ++i) v_feature[i] = vf{};
-    for (; found; found &= found - 1) {
-      const int b = __builtin_ctzll(found);
-      auto& t = block[b];
-      const auto p = K::meet(g, t.x, t.y);
-      const vi hit = (p.y >= kFaintest) & (p.y <= g.lop + K::kTop) & (t.stop > k);
-      const vf raw = exp2_near(p.y);
-      vf alpha = raw < kAlphaMax ? raw : all(kAlphaMax);
-      alpha = hit ? alpha : vf{};
-      const vf inv = 1.f / (1.f - alpha);
-      t.T *= inv;
-      const vf w = alpha * t.T, depth = K::depth(g, p);
-      vf dot = t.v[0] * g.col[0] + t.v[1] * g.col[1] + t.v[2] * g.col[2] + t.v[3] * depth;
-      if (EXTRA) {
-        const vf* ve = v_extra + b * E;
-        for (int i = 0; i < F; ++i) dot += ve[i] * feature[i], v_feature[i] += w * ve[i];
-        if (g.id >= 0) dot += ve[F + g.id];
+    for (int j = 0; j < m; ++j)
+      for (uint64_t left = found[j]; left; left &= left - 1) {
+        const int b = __builtin_ctzll(left);
+        lists[b][counts[b]++] = (uint8_t)j;
       }
-      const vf v_alpha = t.T * dot - inv * t.behind;
-      t.behind += w * dot;
-      v0 += w * t.v[0], v1 += w * t.v[1], v2 += w * t.v[2];
-      const vf q = (hit & (raw <= kAlphaMax)) ? raw * v_alpha : vf{};
-      vq += q;
-      sums.add(g, p, q, w * t.v[3]);
+    for (int i = 0; i < m * stride; ++i) sums[i] = 0;
+    for (uint64_t left = live; left; left &= left - 1) {
+      const int b = __builtin_ctzll(left);
+      if (E) composite_backward<K, true>(r, local, order, lists[b], counts[b], base, tx, ty, b, block[b], v_extra + b * E, sums, stride);
+      else composite_backward<K, false>(r, local, order, lists[b], counts[b], base, tx, ty, b, block[b], nullptr, sums, stride);
     }
-    const int32_t* tiles = r.box + 4 * (int64_t)n;
-    const int64_t at = r.offset[n] + (int64_t)(ty - tiles[1]) * (tiles[2] - tiles[0]) + (tx - tiles[0]);
-    float* slot = r.slots + at * (K::kSlot + F);
-    r.used[at] = 1;
-    vf all_sums[K::kSlot] = {v0, v1, v2, vq};
-    for (int i = 4; i < K::kSlot; ++i) all_sums[i] = sums.s[i - 4];
-    int i = 0;
-    for (; i + 8 <= K::kSlot; i += 8) sum8(all_sums + i, slot + i);
-    for (; i < K::kSlot; ++i) slot[i] = sum(all_sums[i]);
-    for (int f = 0; f < F; ++f) slot[K::kSlot + f] = sum(v_feature[f]);
+    for (int j = 0; j < m; ++j) {
+      if (!found[j]) continue;
+      const int32_t n = order[j], *tiles = r.box + 4 * (int64_t)n;
+      const int64_t at = r.offset[n] + (int64_t)(ty - tiles[1]) * (tiles[2] - tiles[0]) + (tx - tiles[0]);
+      r.used[at] = 1;
+      for (int i = 0; i < stride; ++i) r.slots[at * stride + i] = sums[j * stride + i];
+    }
   }
-}
-
-template <class K>
-void raster_backward(const Raster& r, int tile) {
-  if (r.tile_start[tile] == r.tile_start[tile + 1]) return;
-  if (r.n_features + r.n_ids) raster_backward_<K, true>(r, tile);
-  else raster_backward_<K, false>(r, tile);
 }
 
 const SplatKernels kSplatKernels = {sizeof(Splat), Ewa::kSlot, splat_project, raster<Ewa>, raster_backward<Ewa>, splat_project_backward};
