@@ -27,7 +27,7 @@ SPLATS = (
     "disks", "disks_with_everything", "disks_near_and_edge_on", "one_pixel", "7x5", "no_gaussians",
     "none_in_view", "other_tiles",
 )  # fmt: skip
-OTHERS = ("ssim", "grid_sample", "grid_march", "grid_render")
+OTHERS = ("ssim", "grid_sample", "grid_march", "grid_render", "grid_adam")
 
 
 def run(script: str, *arguments: str, **variables: str) -> dict:

@@ -292,6 +292,21 @@ def case_grid_render():
     return figures
 
 
+def case_grid_adam():
+    g = torch.Generator().manual_seed(0)
+    exact = [torch.randn(90, 4, generator=g, dtype=torch.float64) for _ in range(3)] + [torch.zeros(90, 4).double()]
+    exact[1][::3] = 0  # voxels that nothing has seen
+    exact[3][::2, 0] = torch.rand(45, generator=g, dtype=torch.float64)
+    single = [t.float() for t in exact]
+    for step in (3, 4):
+        gradient = exact[1].clone()
+        grid_torch.adam(exact[0], gradient, exact[2], exact[3], 0.01, 0.02, 0.9, 0.99, step, 0.3)
+        gradient32 = single[1].clone()
+        grid_triton.adam(single[0], gradient32, single[2], single[3], 0.01, 0.02, 0.9, 0.99, step, 0.3)
+    figures = {f"d {k}": relative(exact[i], single[i]) for k, i in (("data", 0), ("m", 2), ("v", 3))}
+    return figures | {"optional": not bool(gradient32.any())}
+
+
 CASES = {name.removeprefix("case_"): f for name, f in list(globals().items()) if name.startswith("case_")}
 
 if __name__ == "__main__":

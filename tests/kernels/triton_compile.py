@@ -31,7 +31,7 @@ POINTERS = {
     "*i16": ("slot_tile", "sorted_tile"),
 }
 TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
-TYPES |= {name: "fp32" for name in ("h", "min_step", "band")}
+TYPES |= {name: "fp32" for name in "h min_step band lr_sdf lr_color b1 b2 c1 c2 rel_eps".split()}
 INTEGERS = "count n_ids width height capacity steps n_tiles tiles_x blocks S R"
 TYPES |= {name: "i32" for name in INTEGERS.split()}
 
@@ -82,6 +82,7 @@ def light() -> dict:
     found["sample_forward"] = usage(g.sample_forward, 4, BLOCK=g.POINTS)
     both = {"HAS_GRAD": True, "WANTS_X": True}
     found["sample_backward"] = usage(g.sample_backward_kernel, 4, BLOCK=g.POINTS, **both)
+    found["adam"] = usage(g.adam_kernel, 4, BLOCK=g.POINTS)
     found["march"] = usage(g.march_kernel, 1, BLOCK=32)
     for rays, lanes in ((16, 16), (1, 256)):
         found[f"composite_forward {lanes}"] = usage(g.composite_forward, 4, RAYS=rays, SP=lanes)
