@@ -80,6 +80,13 @@ def test_capacity_is_exact_or_loud(interpreted):
 
 
 @needs_triton
+def test_numbers_that_are_not_finite_stay_where_they_are(interpreted):
+    figures = interpreted["hostile_numbers"]
+    assert figures["image 3d"] == figures["image 2d"] == 0
+    assert figures["gradients 3d"] and figures["gradients 2d"]
+
+
+@needs_triton
 def test_what_does_not_suit_is_refused(interpreted):
     refused = {k: v for k, v in interpreted["refusals"].items() if k != "seconds"}
     assert refused == {"float64": "TypeError", "capacity": "ValueError", "features": "ValueError"}

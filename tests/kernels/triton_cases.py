@@ -186,6 +186,25 @@ def case_capacity():
     }
 
 
+def case_hostile_numbers():
+    """NaN, infinite and huge Gaussians are not drawn, take no gradient, and leave the others as they are."""
+    nan, inf = float("nan"), float("inf")
+    wrong = [(0, v) for v in (nan, inf, -inf, 1e38)] + [(1, nan), (1, inf), (1, 0.0)]
+    wrong += [(2, v) for v in (nan, inf, 1e38)] + [(3, nan), (3, -inf)]
+    figures = {}
+    for kind in ("3d", "2d"):
+        good = [t.float() for t in scene(6, None)[:7]]
+        inputs = [torch.cat([t, t[:1].expand(len(wrong), *t.shape[1:])]) for t in good[:5]] + good[5:]
+        for i, (which, value) in enumerate(wrong):
+            inputs[which].view(len(inputs[which]), -1)[6 + i, :: 1 if value == 0 else 5] = value
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        out, alpha, _ = splat_triton.rasterize(*leaves, 13, 11, kind=kind)
+        (out.sum() + alpha.sum()).backward()
+        figures[f"image {kind}"] = (out - splat_triton.rasterize(*good, 13, 11, kind=kind)[0]).abs().max().item()
+        figures[f"gradients {kind}"] = all(bool(t.grad.isfinite().all()) for t in leaves)
+    return figures
+
+
 def case_refusals():
     inputs = [t.float() for t in scene(4, None)[:7]]
     found = {}
