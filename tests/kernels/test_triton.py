@@ -25,9 +25,9 @@ SPLATS = (
     "plain", "harmonics_and_bodies", "unused_coefficients", "features", "many_features",
     "behind_and_across_the_near_plane", "far_outside_the_image", "opacity_0_and_1", "stops_when_opaque", "needles",
     "disks", "disks_with_everything", "disks_near_and_edge_on", "one_pixel", "7x5", "no_gaussians",
-    "none_in_view", "other_tiles",
+    "none_in_view", "other_tiles", "over_many_tiles",
 )  # fmt: skip
-OTHERS = ("ssim", "grid_sample", "grid_march", "grid_render", "grid_adam")
+OTHERS = ("camera_sum", "ssim", "grid_sample", "grid_march", "grid_render", "grid_adam")
 
 
 def run(script: str, *arguments: str, **variables: str) -> dict:

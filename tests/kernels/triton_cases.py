@@ -19,6 +19,7 @@ from handhold.kernels import (  # noqa: E402
     grid_triton,
     splat_torch,
     splat_triton,
+    splat_triton_pose,
     ssim,
     ssim_triton,
 )
@@ -145,6 +146,20 @@ def case_disks_near_and_edge_on():
     inputs[2][::2] *= 4
     inputs[5] = torch.eye(4, dtype=torch.float64)
     return splat(inputs, kind="2d")
+
+
+def case_over_many_tiles():
+    """A Gaussian with more slots than are summed at once."""
+    inputs = scene(3, None)
+    inputs[2] = torch.tensor([0.3, 0.2, 0.25], dtype=torch.float64).expand(3, 3).clone()
+    return splat(inputs, 31, 18)
+
+
+def case_camera_sum():
+    """The second stage of the camera's gradient, over more blocks than it takes at once."""
+    partial, out = torch.randn(75, 32, generator=torch.Generator().manual_seed(0)), torch.empty(32)
+    splat_triton_pose.camera_sum[(1,)](partial, out, len(partial), ROWS=32)
+    return {"d camera": relative(partial.double().sum(0), out)}
 
 
 def case_one_pixel():

@@ -69,7 +69,7 @@ def splat(name: str, degree: int, F: int, ids: int, coefficients: int, unroll: i
         "gather": usage(r.gather, 2, ROW=row, BLOCK=64),
         "raster forward": usage(r.raster_forward, 1, **draw),
         "raster backward": usage(r.raster_backward, 1, SLOT=slot, **draw),
-        "sum": usage(r.slot_sum, 1, SLOT=slot, ROWS=8),
+        "sum": usage(r.slot_sum, 1, SLOT=slot, ROWS=8, MANY=4),
     }
     return {f"{name}: {k}": v for k, v in found.items()}
 

@@ -250,7 +250,9 @@ class _Rasterize(torch.autograd.Function):
                 num_warps=options.launch.warps,
             )  # fmt: skip
             sums = means.new_empty(n, columns)
-            raster.slot_sum[(n,)](order, ends, slots, sums, len(slot), SLOT=columns, ROWS=8, num_warps=1)
+            raster.slot_sum[(triton.cdiv(n, 4),)](
+                order, ends, slots, sums, n, len(slot), SLOT=columns, ROWS=8, MANY=4, num_warps=1
+            )
             v = [torch.empty_like(t) for t in (means, quats, scales, opacities, colors)]
             v_features = None if features is None else torch.empty_like(features)
             partial = means.new_zeros(blocks, pose.CAMERA)

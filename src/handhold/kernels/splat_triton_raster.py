@@ -317,15 +317,27 @@ def raster_backward(
         k -= UNROLL
 
 
-@triton.jit(do_not_specialize=["capacity"])
-def slot_sum(order, ends, slots, sums, capacity, SLOT: tl.constexpr, ROWS: tl.constexpr):
-    """Each Gaussian's slots are one run of rows: sums (N,SLOT)."""
-    rank = tl.program_id(0)
-    e = tl.minimum(tl.load(ends + rank), capacity)
-    j = tl.minimum(tl.load(ends + rank - 1, rank > 0, 0), capacity)
+@triton.jit
+def _slot_rows(slots, j, e, column, i, SLOT: tl.constexpr):
+    return tl.load(slots + (j + i[:, None]) * SLOT + column[None, :], j + i[:, None] < e, 0.0)
+
+
+@triton.jit(do_not_specialize=["count", "capacity"])
+def slot_sum(order, ends, slots, sums, count, capacity, SLOT: tl.constexpr, ROWS: tl.constexpr, MANY: tl.constexpr):
+    """Each Gaussian's slots are one run of rows: sums (N,SLOT). MANY Gaussians a program, to wait once for memory."""
     column, i = tl.arange(0, SLOT), tl.arange(0, ROWS)
-    total = tl.zeros((ROWS, SLOT), tl.float32)
-    while j < e:
-        total += tl.load(slots + (j + i[:, None]) * SLOT + column[None, :], j + i[:, None] < e, 0.0)
-        j += ROWS
-    tl.store(sums + tl.load(order + rank) * SLOT + column, tl.sum(total, 0))
+    begin, end, total = (), (), ()
+    for u in tl.static_range(MANY):
+        rank = tl.program_id(0) * MANY + u
+        j = tl.minimum(tl.load(ends + rank - 1, (rank > 0) & (rank < count), 0), capacity)
+        e = tl.minimum(tl.load(ends + rank, rank < count, 0), capacity)
+        begin, end = begin + (j,), end + (e,)
+        total = total + (_slot_rows(slots, j, e, column, i, SLOT),)
+    for u in tl.static_range(MANY):
+        rank = tl.program_id(0) * MANY + u
+        j, rows = begin[u] + ROWS, total[u]
+        while j < end[u]:
+            rows += _slot_rows(slots, j, end[u], column, i, SLOT)
+            j += ROWS
+        row = sums + tl.load(order + rank, rank < count, 0) * SLOT + column
+        tl.store(row, tl.sum(rows, 0), (rank < count) & (column >= 0))
