@@ -118,3 +118,12 @@ def test_nothing_imports_triton_before_it_is_used():
     environment = os.environ | {"PYTHONPATH": str(Path(handhold.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_the_gpu_benchmark_says_when_there_is_none():
+    script = HERE.parents[1] / "benchmarks" / "gpu.py"
+    if _triton.available():
+        pytest.skip("there is a GPU")
+    environment = os.environ | {"PYTHONPATH": str(Path(handhold.__file__).parents[1])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr.startswith("Nothing to measure: ") and "Traceback" not in done.stderr

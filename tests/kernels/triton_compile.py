@@ -60,11 +60,17 @@ def splat(name: str, degree: int, F: int, ids: int, coefficients: int, unroll: i
     if not disk:
         project = (splat_triton_project.project_forward, splat_triton_project.project_backward)
     tile = {"TX": 8, "TY": 8}
+    absent = {} if F else {"features": None, "v_features": None}  # as the host passes them
+    absent |= {} if ids else {"ids": None}
     shade = {"DEGREE": degree, "COEFFICIENTS": coefficients, "F": F, "ROW": row, "BLOCK": 64}
     draw = {"F": F, "IDS": ids, "ROW": row, "UNROLL": unroll, "DISK": disk, **tile}
+
+    def unused(kernel) -> dict[str, None]:
+        return {p.name: None for p in kernel.params if p.name in absent}
+
     found = {
-        "project forward": usage(project[0], 2, IDS=ids, **shade, **tile),
-        "project backward": usage(project[1], 2, SLOT=slot, **shade),
+        "project forward": usage(project[0], 2, IDS=ids, **shade, **tile, **unused(project[0])),
+        "project backward": usage(project[1], 2, SLOT=slot, **shade, **unused(project[1])),
         "emit": usage(r.emit, 4, ROW=row, BLOCK=256, DISK=disk, **tile),
         "gather": usage(r.gather, 2, ROW=row, BLOCK=64),
         "raster forward": usage(r.raster_forward, 1, **draw),

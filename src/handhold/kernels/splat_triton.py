@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from . import splat_triton_disk as disk
 from . import splat_triton_pose as pose
@@ -226,6 +227,7 @@ class _Rasterize(torch.autograd.Function):
         return out, alpha, median
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, v_out, v_alpha, _):
         means, quats, scales, opacities, colors, viewmat, K, features, *state = ctx.saved_tensors
         if ctx.shape[0] == 0:
