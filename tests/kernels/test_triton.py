@@ -77,6 +77,7 @@ def test_the_cases_exercise_what_they_say(interpreted):
 def test_capacity_is_exact_or_loud(interpreted):
     assert interpreted["capacity"]["needed"] > 10
     assert interpreted["capacity"]["same"] and interpreted["capacity"]["nan"]
+    assert "run it once before" in interpreted["capacity"]["refused"]  # while a graph is captured
 
 
 @needs_triton

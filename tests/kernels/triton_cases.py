@@ -194,8 +194,17 @@ def case_capacity():
     leaf = inputs[0].clone().requires_grad_()
     short = splat_triton.rasterize(leaf, *inputs[1:], 13, 11, capacity=need // 2)
     short[1].nansum().backward()
+    was, splat_triton._capturing = splat_triton._capturing, lambda t: True
+    captured = splat_triton.rasterize(*inputs, 13, 11)
+    try:
+        splat_triton.rasterize(*inputs, 12, 11)
+        refused = ""
+    except ValueError as e:
+        refused = str(e)
+    splat_triton._capturing = was
     return {
-        "same": all(torch.equal(a, b) for a, b in zip(exact, roomy, strict=True)),
+        "same": all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(exact, roomy, captured, strict=True)),
+        "refused": refused,
         "nan": bool(short[0].isnan().all() and short[1].isnan().all()),
         "needed": need,
     }

@@ -6,7 +6,7 @@ says whether it can run here. The result does not depend on the order in which p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -77,8 +77,8 @@ def rasterize(
 
     Returns out (H,W,4+F+n_ids), alpha (H,W), median (H,W) int32. Gradients to all float inputs, viewmat and K included.
     capacity: the most (Gaussian, tile) pairs to make room for. None reads the number back from the device once a call,
-    the only host synchronisation. A number needs none, so that the step can be captured in a CUDA graph; when it is
-    too small the images are NaN. `intersections` gives the number a scene needs.
+    the only host synchronisation, or, while a CUDA graph is captured, takes 1.5 times the most that the calls before
+    needed for an image of this size. When it is too small the images are NaN. `intersections` gives what is needed.
     """
     n_features = 0 if features is None else features.shape[1]
     if n_features > MAX_FEATURES:
@@ -91,12 +91,12 @@ def rasterize(
         raise ValueError(f"all tensors must be on one device, not on {sorted(map(str, devices))}")
     if not means.is_cuda and not interpreted():
         raise ValueError("the triton backend takes CUDA tensors; use backend='cpu' or 'torch' for others")
-    if capacity is None and means.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise ValueError("give capacity= to capture splatting in a CUDA graph, e.g. 1.5 x intersections(...)")
     if capacity is not None and not 1 <= capacity <= MAX_SLOTS:
         raise ValueError(f"capacity is {capacity}; choose 1 to {MAX_SLOTS}")
     degree = -1 if sh_degree is None else sh_degree
     options = _Options(width, height, degree, n_ids, capacity, kind == "2d", launch)
+    if capacity is None and _capturing(means):
+        options = replace(options, capacity=_remembered_capacity(means, options))
     ids = ids.to(torch.int64).contiguous() if n_ids else None
     return _Rasterize.apply(means, quats, scales, opacities, colors, viewmat, K, features, ids, options)
 
@@ -113,6 +113,24 @@ def intersections(
 
 def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
+
+
+_most_pairs: dict[tuple, int] = {}  # per device and kind of image, so that a graph can be captured after warming up
+
+
+def _capturing(t: Tensor) -> bool:
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _pairs_key(t: Tensor, options: _Options) -> tuple:
+    return t.device, options.width, options.height, options.disk, options.launch.tile
+
+
+def _remembered_capacity(t: Tensor, options: _Options) -> int:
+    most = _most_pairs.get(_pairs_key(t, options))
+    if most is None:
+        raise ValueError("to capture splatting in a CUDA graph, run it once before, or give capacity=")
+    return min(most + most // 2 + 1024, MAX_SLOTS)
 
 
 def _unroll(options: _Options, n_features: int) -> int:
@@ -165,6 +183,8 @@ def _bin(record: Tensor, box: Tensor, key: Tensor, tiles: Tensor, options: _Opti
         capacity = max(int(ends[-1]), 1)  # the one host synchronisation
         if capacity > MAX_SLOTS:
             raise ValueError(f"{capacity} (Gaussian, tile) pairs are too many; are the scales in metres?")
+        at = _pairs_key(key, options)
+        _most_pairs[at] = max(capacity, _most_pairs.get(at, 0))
     narrow = torch.int16 if n_tiles < 2**15 else torch.int32  # half the sorting passes
     slot_tile = torch.empty(capacity, dtype=narrow, device=device)
     slot_owner = torch.empty(capacity, dtype=torch.int32, device=device)
