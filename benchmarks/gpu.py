@@ -134,16 +134,16 @@ def relative(exact: Tensor, found: Tensor) -> float:
     return ((found.double() - exact).norm() / exact.norm()).item()
 
 
-def accuracy(n: int, px: int, device="cuda") -> dict:
+def accuracy(n: int, px: int, kind: str = "3d", device="cuda") -> dict:
     """Largest differences to the float64 twin; pixels beyond 1e-4 are those where a threshold fell the other way."""
     from handhold.kernels import splat_torch, splat_triton
 
     exact, v = bumpy_sphere(n, px, px, torch.float64, device)
     single = [t.detach().float().requires_grad_() for t in exact]
-    out, alpha, median = splat_torch.rasterize(*exact, px, px, 3)
+    out, alpha, median = splat_torch.rasterize(*exact, px, px, 3, kind=kind)
     runs = []
     for _ in range(2):
-        out32, alpha32, median32 = splat_triton.rasterize(*single, px, px, 3)
+        out32, alpha32, median32 = splat_triton.rasterize(*single, px, px, 3, kind=kind)
         runs.append((out32, alpha32, *torch.autograd.grad([out32, alpha32], single, [t.float() for t in v])))
     grads = torch.autograd.grad([out, alpha], exact, v)
     off = (runs[0][0].double() - out).abs().amax(-1)
@@ -165,14 +165,14 @@ def agreement(n: int, px: int) -> dict:
     return {"image_max": off.max().item(), "pixels_beyond_1e-3": int((off > 1e-3).sum())}
 
 
-def splat_row(n: int, width: int, height: int, repeats: int, peer: bool) -> dict:
+def splat_row(n: int, width: int, height: int, repeats: int, peer: bool, kind: str = "3d") -> dict:
     from handhold.kernels import splat_triton
 
     leaves, _ = bumpy_sphere(n, width, height)
     plain = [t.detach() for t in leaves]
-    pairs = splat_triton.intersections(*plain[:4], *plain[5:], width, height)
-    eager = triton_steps(n, width, height)
-    fixed = triton_steps(n, width, height, capacity=int(1.25 * pairs) + 1024)
+    pairs = splat_triton.intersections(*plain[:4], *plain[5:], width, height, kind)
+    eager = triton_steps(n, width, height, kind=kind)
+    fixed = triton_steps(n, width, height, kind=kind, capacity=int(1.25 * pairs) + 1024)
     theirs = gsplat_steps(n, width, height) if peer else {}
     row: dict = {"gaussians": n, "width": width, "height": height, "pairs": pairs}
     for what in ("forward", "both"):
@@ -379,7 +379,8 @@ def main() -> None:
             print(f"{key} ({time.monotonic() - start:.0f} s): {json.dumps(result[key])[:600]}", flush=True)
             write(result, args.out)
 
-        keep("accuracy", lambda: {f"{n}@{px}": accuracy(n, px) for n, px in ((2000, 96), (20000, 256))})
+        sizes = ((2000, 96, "3d"), (2000, 96, "2d"), (20000, 256, "3d"))
+        keep("accuracy", lambda: {f"{n}@{px} {kind}": accuracy(n, px, kind) for n, px, kind in sizes})
         peer = False
         if build:
             keep("gsplat", lambda: finish_gsplat(build, folder, began))
@@ -396,6 +397,7 @@ def main() -> None:
             return row | {"images_per_second": {k: round(1e3 / row["forward"][k]) for k in names}}
 
         keep("splat 30000@640x480", frames)
+        keep("splat 2D 50000@512", lambda: splat_row(50_000, 512, 512, repeats, False, "2d"))
         keep("ssim", lambda: ssim_case(repeats))
         keep("grid", lambda: grid_case(repeats))
         keep("launches 50000@512", lambda: launches(50_000, 512, max(5, repeats // 4)))

@@ -24,9 +24,10 @@ needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installe
 SPLATS = (
     "plain", "harmonics_and_bodies", "unused_coefficients", "features", "many_features",
     "behind_and_across_the_near_plane", "far_outside_the_image", "opacity_0_and_1", "stops_when_opaque", "needles",
-    "one_pixel", "7x5", "no_gaussians", "none_in_view", "other_tiles",
+    "disks", "disks_with_everything", "disks_near_and_edge_on", "one_pixel", "7x5", "no_gaussians",
+    "none_in_view", "other_tiles", "over_many_tiles",
 )  # fmt: skip
-OTHERS = ("ssim", "grid_sample", "grid_march", "grid_render")
+OTHERS = ("camera_sum", "ssim", "grid_sample", "grid_march", "grid_render", "grid_adam")
 
 
 def run(script: str, *arguments: str, **variables: str) -> dict:
@@ -76,6 +77,14 @@ def test_the_cases_exercise_what_they_say(interpreted):
 def test_capacity_is_exact_or_loud(interpreted):
     assert interpreted["capacity"]["needed"] > 10
     assert interpreted["capacity"]["same"] and interpreted["capacity"]["nan"]
+    assert "run it once before" in interpreted["capacity"]["refused"]  # while a graph is captured
+
+
+@needs_triton
+def test_numbers_that_are_not_finite_stay_where_they_are(interpreted):
+    figures = interpreted["hostile_numbers"]
+    assert figures["image 3d"] == figures["image 2d"] == 0
+    assert figures["gradients 3d"] and figures["gradients 2d"]
 
 
 @needs_triton
@@ -110,3 +119,12 @@ def test_nothing_imports_triton_before_it_is_used():
     environment = os.environ | {"PYTHONPATH": str(Path(handhold.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_the_gpu_benchmark_says_when_there_is_none():
+    script = HERE.parents[1] / "benchmarks" / "gpu.py"
+    if _triton.available():
+        pytest.skip("there is a GPU")
+    environment = os.environ | {"PYTHONPATH": str(Path(handhold.__file__).parents[1])}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stderr.startswith("Nothing to measure: ") and "Traceback" not in done.stderr

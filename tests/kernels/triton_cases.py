@@ -19,6 +19,7 @@ from handhold.kernels import (  # noqa: E402
     grid_triton,
     splat_torch,
     splat_triton,
+    splat_triton_pose,
     ssim,
     ssim_triton,
 )
@@ -47,14 +48,14 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return ((b.double() - a.double()).norm().item() if a.numel() else 0.0) / (size or 1.0)
 
 
-def splat(inputs, width=13, height=11, sh_degree=None, ids=None, n_ids=0, **options) -> dict:
+def splat(inputs, width=13, height=11, sh_degree=None, ids=None, n_ids=0, kind="3d", **options) -> dict:
     """Errors of the image (largest difference) and of each gradient (relative), and how many medians differ."""
     options.setdefault("launch", splat_triton.Launch(unroll=2))  # the interpreter pays for every Gaussian it pads with
     exact = [None if t is None else t.clone().requires_grad_() for t in inputs]
     single = [None if t is None else t.float().requires_grad_() for t in inputs]
     size = (width, height, sh_degree, ids, n_ids)
-    out, alpha, median = splat_torch.rasterize(*exact[:7], *size, features=exact[7])
-    out32, alpha32, median32 = splat_triton.rasterize(*single[:7], *size, features=single[7], **options)
+    out, alpha, median = splat_torch.rasterize(*exact[:7], *size, features=exact[7], kind=kind)
+    out32, alpha32, median32 = splat_triton.rasterize(*single[:7], *size, features=single[7], kind=kind, **options)
     g = torch.Generator().manual_seed(1)
     v_out = torch.randn(out.shape, generator=g, dtype=torch.float64)
     v_alpha = torch.randn(alpha.shape, generator=g, dtype=torch.float64)
@@ -129,6 +130,38 @@ def case_needles():
     return splat(inputs)
 
 
+def case_disks():
+    return splat(scene(12, None), kind="2d")
+
+
+def case_disks_with_everything():
+    return splat(scene(10, 2, F=3), sh_degree=2, ids=torch.arange(10) % 3 - 1, n_ids=2, kind="2d")
+
+
+def case_disks_near_and_edge_on():
+    """Some cross the near plane or are seen from the side, where the low-pass filter takes over."""
+    inputs = scene(14, None, seed=9)
+    inputs[0][:, 2] = torch.linspace(-0.1, 0.3, 14)
+    inputs[1][::3] = torch.tensor([1.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    inputs[2][::2] *= 4
+    inputs[5] = torch.eye(4, dtype=torch.float64)
+    return splat(inputs, kind="2d")
+
+
+def case_over_many_tiles():
+    """A Gaussian with more slots than are summed at once."""
+    inputs = scene(3, None)
+    inputs[2] = torch.tensor([0.3, 0.2, 0.25], dtype=torch.float64).expand(3, 3).clone()
+    return splat(inputs, 31, 18)
+
+
+def case_camera_sum():
+    """The second stage of the camera's gradient, over more blocks than it takes at once."""
+    partial, out = torch.randn(75, 32, generator=torch.Generator().manual_seed(0)), torch.empty(32)
+    splat_triton_pose.camera_sum[(1,)](partial, out, len(partial), ROWS=32)
+    return {"d camera": relative(partial.double().sum(0), out)}
+
+
 def case_one_pixel():
     return splat(scene(10, None), 1, 1)
 
@@ -161,11 +194,39 @@ def case_capacity():
     leaf = inputs[0].clone().requires_grad_()
     short = splat_triton.rasterize(leaf, *inputs[1:], 13, 11, capacity=need // 2)
     short[1].nansum().backward()
+    was, splat_triton._capturing = splat_triton._capturing, lambda t: True
+    captured = splat_triton.rasterize(*inputs, 13, 11)
+    try:
+        splat_triton.rasterize(*inputs, 12, 11)
+        refused = ""
+    except ValueError as e:
+        refused = str(e)
+    splat_triton._capturing = was
     return {
-        "same": all(torch.equal(a, b) for a, b in zip(exact, roomy, strict=True)),
+        "same": all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(exact, roomy, captured, strict=True)),
+        "refused": refused,
         "nan": bool(short[0].isnan().all() and short[1].isnan().all()),
         "needed": need,
     }
+
+
+def case_hostile_numbers():
+    """NaN, infinite and huge Gaussians are not drawn, take no gradient, and leave the others as they are."""
+    nan, inf = float("nan"), float("inf")
+    wrong = [(0, v) for v in (nan, inf, -inf, 1e38)] + [(1, nan), (1, inf), (1, 0.0)]
+    wrong += [(2, v) for v in (nan, inf, 1e38)] + [(3, nan), (3, -inf)]
+    figures = {}
+    for kind in ("3d", "2d"):
+        good = [t.float() for t in scene(6, None)[:7]]
+        inputs = [torch.cat([t, t[:1].expand(len(wrong), *t.shape[1:])]) for t in good[:5]] + good[5:]
+        for i, (which, value) in enumerate(wrong):
+            inputs[which].view(len(inputs[which]), -1)[6 + i, :: 1 if value == 0 else 5] = value
+        leaves = [t.clone().requires_grad_() for t in inputs]
+        out, alpha, _ = splat_triton.rasterize(*leaves, 13, 11, kind=kind)
+        (out.sum() + alpha.sum()).backward()
+        figures[f"image {kind}"] = (out - splat_triton.rasterize(*good, 13, 11, kind=kind)[0]).abs().max().item()
+        figures[f"gradients {kind}"] = all(bool(t.grad.isfinite().all()) for t in leaves)
+    return figures
 
 
 def case_refusals():
@@ -272,6 +333,21 @@ def case_grid_render():
         for name, a, b in zip(("data", "o", "d", "beta"), leaves, (v_data, *v_rest), strict=True):
             figures[f"d {name} {S}"] = relative(a.grad, b)
     return figures
+
+
+def case_grid_adam():
+    g = torch.Generator().manual_seed(0)
+    exact = [torch.randn(90, 4, generator=g, dtype=torch.float64) for _ in range(3)] + [torch.zeros(90, 4).double()]
+    exact[1][::3] = 0  # voxels that nothing has seen
+    exact[3][::2, 0] = torch.rand(45, generator=g, dtype=torch.float64)
+    single = [t.float() for t in exact]
+    for step in (3, 4):
+        gradient = exact[1].clone()
+        grid_torch.adam(exact[0], gradient, exact[2], exact[3], 0.01, 0.02, 0.9, 0.99, step, 0.3)
+        gradient32 = single[1].clone()
+        grid_triton.adam(single[0], gradient32, single[2], single[3], 0.01, 0.02, 0.9, 0.99, step, 0.3)
+    figures = {f"d {k}": relative(exact[i], single[i]) for k, i in (("data", 0), ("m", 2), ("v", 3))}
+    return figures | {"optional": not bool(gradient32.any())}
 
 
 CASES = {name.removeprefix("case_"): f for name, f in list(globals().items()) if name.startswith("case_")}

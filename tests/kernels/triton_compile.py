@@ -15,7 +15,15 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 
-from handhold.kernels import grid_triton, splat_triton_project, splat_triton_raster, ssim_triton
+from handhold.kernels import (
+    grid_triton,
+    splat_triton,
+    splat_triton_disk,
+    splat_triton_pose,
+    splat_triton_project,
+    splat_triton_raster,
+    ssim_triton,
+)
 
 POINTERS = {
     "*i64": ("ids", "order", "ends", "slot"),
@@ -23,7 +31,7 @@ POINTERS = {
     "*i16": ("slot_tile", "sorted_tile"),
 }
 TYPES = {name: kind for kind, names in POINTERS.items() for name in names}
-TYPES |= {name: "fp32" for name in ("h", "min_step", "band")}
+TYPES |= {name: "fp32" for name in "h min_step band lr_sdf lr_color b1 b2 c1 c2 rel_eps".split()}
 INTEGERS = "count n_ids width height capacity steps n_tiles tiles_x blocks S R"
 TYPES |= {name: "i32" for name in INTEGERS.split()}
 
@@ -44,31 +52,43 @@ def usage(kernel, warps: int, **constants) -> dict[str, int]:
     return {"registers": registers, "spilled": stack + local}
 
 
-def splat(degree: int, F: int, ids: int, coefficients: int, unroll: int, prefix: str) -> dict:
-    p, r = splat_triton_project, splat_triton_raster
-    row, slot = 1 << (p.RECORD + F - 1).bit_length(), 1 << (p.SUMS + F - 1).bit_length()
+def splat(name: str, degree: int, F: int, ids: int, coefficients: int, unroll: int, kind: str = "3d") -> dict:
+    r, disk = splat_triton_raster, kind == "2d"
+    row = 1 << (splat_triton.RECORD[disk] + F - 1).bit_length()
+    slot = 1 << (splat_triton.SUMS[disk] + F - 1).bit_length()
+    project = (splat_triton_disk.disk_forward, splat_triton_disk.disk_backward)
+    if not disk:
+        project = (splat_triton_project.project_forward, splat_triton_project.project_backward)
     tile = {"TX": 8, "TY": 8}
+    absent = {} if F else {"features": None, "v_features": None}  # as the host passes them
+    absent |= {} if ids else {"ids": None}
     shade = {"DEGREE": degree, "COEFFICIENTS": coefficients, "F": F, "ROW": row, "BLOCK": 64}
-    draw = {"F": F, "IDS": ids, "ROW": row, "UNROLL": unroll, **tile}
-    return {
-        f"{prefix} project_forward": usage(p.project_forward, 2, IDS=ids, **shade, **tile),
-        f"{prefix} project_backward": usage(p.project_backward, 2, SLOT=slot, **shade),
-        f"{prefix} emit": usage(r.emit, 4, ROW=row, BLOCK=256, **tile),
-        f"{prefix} gather": usage(r.gather, 2, ROW=row, BLOCK=64),
-        f"{prefix} raster_forward": usage(r.raster_forward, 1, **draw),
-        f"{prefix} raster_backward": usage(r.raster_backward, 1, SLOT=slot, **draw),
-        f"{prefix} slot_sum": usage(r.slot_sum, 1, SLOT=slot, ROWS=8),
+    draw = {"F": F, "IDS": ids, "ROW": row, "UNROLL": unroll, "DISK": disk, **tile}
+
+    def unused(kernel) -> dict[str, None]:
+        return {p.name: None for p in kernel.params if p.name in absent}
+
+    found = {
+        "project forward": usage(project[0], 2, IDS=ids, **shade, **tile, **unused(project[0])),
+        "project backward": usage(project[1], 2, SLOT=slot, **shade, **unused(project[1])),
+        "emit": usage(r.emit, 4, ROW=row, BLOCK=256, DISK=disk, **tile),
+        "gather": usage(r.gather, 2, ROW=row, BLOCK=64),
+        "raster forward": usage(r.raster_forward, 1, **draw),
+        "raster backward": usage(r.raster_backward, 1, SLOT=slot, **draw),
+        "sum": usage(r.slot_sum, 1, SLOT=slot, ROWS=8, MANY=4),
     }
+    return {f"{name}: {k}": v for k, v in found.items()}
 
 
 def light() -> dict:
     """The usual kernels; seconds."""
     g, s = grid_triton, ssim_triton
-    found = splat(-1, 0, 0, 1, 4, "colors")
-    found["camera_sum"] = usage(splat_triton_project.camera_sum, 4, ROWS=32)
+    found = splat("3D", -1, 0, 0, 1, 4) | splat("2D", -1, 0, 2, 1, 4, "2d")
+    found["camera_sum"] = usage(splat_triton_pose.camera_sum, 4, ROWS=32)
     found["sample_forward"] = usage(g.sample_forward, 4, BLOCK=g.POINTS)
     both = {"HAS_GRAD": True, "WANTS_X": True}
     found["sample_backward"] = usage(g.sample_backward_kernel, 4, BLOCK=g.POINTS, **both)
+    found["adam"] = usage(g.adam_kernel, 4, BLOCK=g.POINTS)
     found["march"] = usage(g.march_kernel, 1, BLOCK=32)
     for rays, lanes in ((16, 16), (1, 256)):
         found[f"composite_forward {lanes}"] = usage(g.composite_forward, 4, RAYS=rays, SP=lanes)
@@ -81,7 +101,8 @@ def light() -> dict:
 
 def heavy() -> dict:
     """The most that one pass may hold: harmonics of degree 3, 32 features, 12 bodies."""
-    return splat(3, 8, 0, 16, 4, "harmonics") | splat(-1, 32, 12, 1, 1, "features and bodies")
+    found = splat("harmonics", 3, 8, 0, 16, 4) | splat("features and bodies", -1, 32, 12, 1, 1)
+    return found | splat("2D, features and bodies", -1, 32, 12, 1, 1, "2d")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The dense signed-distance + colour grid on CUDA in Triton: the specification is `grid_torch`.
 
-Functions of `grid_torch`'s names and arguments, without autograd: `sample`, `march`, `render` forward, and their
-analytic backward passes. Gradients to the grid are added by atomics, since thousands of samples share a voxel and
+Functions of `grid_torch`'s names and arguments, without autograd: `sample` and `render` with their analytic backward
+passes, `march` and `adam`. Gradients to the grid are added by atomics, since thousands of samples share a voxel and
 sorting them would cost more than the rest: the last bits of the grid's gradient differ from run to run. All else is
 deterministic. No host synchronisation.
 """
@@ -242,6 +242,25 @@ def composite_backward(
     tl.store(v_beta + ray, tl.sum(-(l * f0 + r * f1), 1) / b, live)
 
 
+@triton.jit(do_not_specialize=["count"])
+def adam_kernel(data, grad, m, v, rms, count, lr_sdf, lr_color, b1, b2, c1, c2, rel_eps, BLOCK: tl.constexpr):
+    """One lane per voxel; voxels without a gradient are left alone."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, 4)[None, :]
+    at = n[:, None] * 4 + channel
+    inside = (n < count)[:, None]
+    g = tl.load(grad + at, inside, 0.0)
+    touched = inside & (tl.max((g != 0).to(tl.int32), 1) > 0)[:, None]
+    m_new = tl.load(m + at, touched, 0.0) * b1 + g * (1.0 - b1)
+    v_new = tl.load(v + at, touched, 0.0) * b2 + g * g * (1.0 - b2)
+    eps = tl.where(channel == 0, rel_eps * tl.load(rms) + 1e-20, 1e-12)
+    step = tl.where(channel == 0, lr_sdf, lr_color) * (m_new * c1) / (tl.sqrt(v_new * c2) + eps)
+    tl.store(data + at, tl.load(data + at, touched, 0.0) - step, touched)
+    tl.store(m + at, m_new, touched)
+    tl.store(v + at, v_new, touched)
+    tl.store(grad + at, 0.0, touched)
+
+
 def _float(t: Tensor) -> Tensor:
     return t.detach().to(torch.float32).contiguous()
 
@@ -330,3 +349,18 @@ def render_backward(
         return None, None, v_beta
     v_x = v_x.view(n, S, 3)
     return v_x.sum(1), (t[..., None] * v_x).sum(1), v_beta
+
+
+def adam(data, grad, m, v, lr_sdf: float, lr_color: float, b1: float, b2: float, step: int, rel_eps: float) -> None:
+    """As `grid_torch.adam`, in place on contiguous (V,4) tensors; no boolean indexing, so no synchronisation.
+
+    `step` is a number of the host: a CUDA graph that holds this call repeats one and the same step.
+    """
+    seen, c2 = v[::7, 0], 1 / (1 - b2**step)
+    mean = seen.sum(dtype=torch.float64) / (seen > 0).sum().clamp(min=1)  # second moments are never negative
+    rms, count = (mean * c2).sqrt().to(torch.float32), len(data)
+    with on(data):
+        adam_kernel[(triton.cdiv(count, POINTS),)](
+            data, grad, m, v, rms, count, lr_sdf, lr_color, b1, b2, 1 / (1 - b1**step), c2, rel_eps,
+            BLOCK=POINTS, num_warps=4,
+        )  # fmt: skip

@@ -6,17 +6,22 @@ says whether it can run here. The result does not depend on the order in which p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from . import splat_triton_disk as disk
+from . import splat_triton_pose as pose
 from . import splat_triton_project as project
 from . import splat_triton_raster as raster
 from ._triton import interpreted, on
 
 MAX_FEATURES = 32  # more would spill registers
+# Floats of a record and of a gradient slot beside the features, for 3D and for 2D Gaussians.
+RECORD, SUMS = {False: 12, True: 17}, {False: 10, True: 17}
 MAX_SLOTS = 2**31 - 2**16
 
 
@@ -42,7 +47,12 @@ class _Options:
     degree: int  # -1: plain colours
     n_ids: int
     capacity: int | None
+    disk: bool
     launch: Launch
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        return triton.cdiv(self.width, self.launch.tile[0]), triton.cdiv(self.height, self.launch.tile[1])
 
 
 def rasterize(
@@ -59,6 +69,7 @@ def rasterize(
     ids: Tensor | None = None,
     n_ids: int = 0,
     features: Tensor | None = None,
+    kind: str = "3d",
     capacity: int | None = None,
     launch: Launch = DEFAULT,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,8 +77,8 @@ def rasterize(
 
     Returns out (H,W,4+F+n_ids), alpha (H,W), median (H,W) int32. Gradients to all float inputs, viewmat and K included.
     capacity: the most (Gaussian, tile) pairs to make room for. None reads the number back from the device once a call,
-    the only host synchronisation. A number needs none, so that the step can be captured in a CUDA graph; when it is
-    too small the images are NaN. `intersections` gives the number a scene needs.
+    the only host synchronisation, or, while a CUDA graph is captured, takes 1.5 times the most that the calls before
+    needed for an image of this size. When it is too small the images are NaN. `intersections` gives what is needed.
     """
     n_features = 0 if features is None else features.shape[1]
     if n_features > MAX_FEATURES:
@@ -80,21 +91,21 @@ def rasterize(
         raise ValueError(f"all tensors must be on one device, not on {sorted(map(str, devices))}")
     if not means.is_cuda and not interpreted():
         raise ValueError("the triton backend takes CUDA tensors; use backend='cpu' or 'torch' for others")
-    if capacity is None and means.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise ValueError("give capacity= to capture splatting in a CUDA graph, e.g. 1.5 x intersections(...)")
     if capacity is not None and not 1 <= capacity <= MAX_SLOTS:
         raise ValueError(f"capacity is {capacity}; choose 1 to {MAX_SLOTS}")
     degree = -1 if sh_degree is None else sh_degree
-    options = _Options(width, height, degree, n_ids, capacity, launch)
+    options = _Options(width, height, degree, n_ids, capacity, kind == "2d", launch)
+    if capacity is None and _capturing(means):
+        options = replace(options, capacity=_remembered_capacity(means, options))
     ids = ids.to(torch.int64).contiguous() if n_ids else None
     return _Rasterize.apply(means, quats, scales, opacities, colors, viewmat, K, features, ids, options)
 
 
 def intersections(
-    means, quats, scales, opacities, viewmat, K, width: int, height: int, launch: Launch = DEFAULT
+    means, quats, scales, opacities, viewmat, K, width: int, height: int, kind: str = "3d", launch: Launch = DEFAULT
 ) -> int:
     """Number of (Gaussian, tile) pairs of this view. Synchronises with the device."""
-    options = _Options(width, height, -1, 0, None, launch)
+    options = _Options(width, height, -1, 0, None, kind == "2d", launch)
     tensors = [t.detach().contiguous() for t in (means, quats, scales, opacities, means, viewmat, K)]
     with on(means):
         return int(_project(tensors, None, None, options)[3].sum()) if len(means) else 0
@@ -104,19 +115,38 @@ def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+_most_pairs: dict[tuple, int] = {}  # per device and kind of image, so that a graph can be captured after warming up
+
+
+def _capturing(t: Tensor) -> bool:
+    return t.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _pairs_key(t: Tensor, options: _Options) -> tuple:
+    return t.device, options.width, options.height, options.disk, options.launch.tile
+
+
+def _remembered_capacity(t: Tensor, options: _Options) -> int:
+    most = _most_pairs.get(_pairs_key(t, options))
+    if most is None:
+        raise ValueError("to capture splatting in a CUDA graph, run it once before, or give capacity=")
+    return min(most + most // 2 + 1024, MAX_SLOTS)
+
+
 def _unroll(options: _Options, n_features: int) -> int:
-    """Fewer records at a time where they and the channels fill the registers."""
-    return options.launch.unroll if n_features + options.n_ids <= 8 else max(1, options.launch.unroll // 4)
+    """One record at a time where the channels fill the registers."""
+    return options.launch.unroll if n_features + options.n_ids <= 8 else 1
 
 
 def _project(tensors: list[Tensor], features: Tensor | None, ids: Tensor | None, options: _Options):
     """record (N,ROW), box (N,4), key (N,), tiles (N,)."""
     means, quats, scales, opacities, colors, viewmat, K = tensors
     n, n_features = len(means), 0 if features is None else features.shape[1]
-    record = means.new_empty(n, _power_of_2(project.RECORD + n_features))
+    record = means.new_empty(n, _power_of_2(RECORD[options.disk] + n_features))
     box = torch.empty(n, 4, dtype=torch.int32, device=means.device)
     key, tiles = means.new_empty(n), torch.empty(n, dtype=torch.int32, device=means.device)
-    project.project_forward[(triton.cdiv(n, 64),)](
+    kernel = disk.disk_forward if options.disk else project.project_forward
+    kernel[(triton.cdiv(n, 64),)](
         means, quats, scales, opacities, colors, features, ids, viewmat, K, record, box, key, tiles,
         n, options.n_ids, options.width, options.height,
         DEGREE=options.degree, COEFFICIENTS=colors.shape[1] if options.degree >= 0 else 1, F=n_features,
@@ -142,21 +172,25 @@ class _Lists:
         return len(self.slot)
 
 
-def _bin(record: Tensor, box: Tensor, key: Tensor, tiles: Tensor, tile, n_tiles: int, tiles_x: int, capacity):
+def _bin(record: Tensor, box: Tensor, key: Tensor, tiles: Tensor, options: _Options):
     """_Lists. Sort by depth, then stably by tile: no 64-bit keys, and slots come out in Gaussian order."""
-    n, device = len(key), key.device
+    n, device, tile, capacity = len(key), key.device, options.launch.tile, options.capacity
+    tiles_x, tiles_y = options.tiles
+    n_tiles = tiles_x * tiles_y
     order = torch.sort(key, stable=True)[1]
     ends = tiles[order].cumsum(0)
     if capacity is None:
         capacity = max(int(ends[-1]), 1)  # the one host synchronisation
         if capacity > MAX_SLOTS:
             raise ValueError(f"{capacity} (Gaussian, tile) pairs are too many; are the scales in metres?")
+        at = _pairs_key(key, options)
+        _most_pairs[at] = max(capacity, _most_pairs.get(at, 0))
     narrow = torch.int16 if n_tiles < 2**15 else torch.int32  # half the sorting passes
     slot_tile = torch.empty(capacity, dtype=narrow, device=device)
     slot_owner = torch.empty(capacity, dtype=torch.int32, device=device)
     raster.emit[(triton.cdiv(capacity, 256),)](
         order, ends, box, record, slot_tile, slot_owner, n, capacity, n.bit_length(), n_tiles, tiles_x,
-        ROW=record.shape[1], TX=tile[0], TY=tile[1], BLOCK=256, num_warps=4,
+        ROW=record.shape[1], TX=tile[0], TY=tile[1], DISK=options.disk, BLOCK=256, num_warps=4,
     )  # fmt: skip
     sorted_tile, slot = torch.sort(slot_tile, stable=True)
     drawn, owner = record.new_empty(capacity, record.shape[1]), torch.empty_like(slot_owner)
@@ -182,10 +216,10 @@ class _Rasterize(torch.autograd.Function):
             median = torch.full((h, w), -1, dtype=torch.int32, device=means.device)
             ctx.mark_non_differentiable(median)
             return out, alpha, median
-        tiles_x, tiles_y = triton.cdiv(w, tx), triton.cdiv(h, ty)
+        tiles_x, tiles_y = options.tiles
         with on(means):
             record, box, key, tiles = _project(tensors, features, ids, options)
-            lists = _bin(record, box, key, tiles, (tx, ty), tiles_x * tiles_y, tiles_x, options.capacity)
+            lists = _bin(record, box, key, tiles, options)
             out = means.new_empty(h, w, 4 + n_features + options.n_ids)
             unroll = _unroll(options, n_features)
             alpha, final_T = means.new_empty(h, w), means.new_empty(h, w)
@@ -193,7 +227,7 @@ class _Rasterize(torch.autograd.Function):
             raster.raster_forward[(tiles_x * tiles_y,)](
                 lists.drawn, lists.owner, lists.start, lists.ends, out, alpha, final_T, last, median,
                 n, lists.capacity, w, h, tiles_x,
-                F=n_features, IDS=options.n_ids, ROW=record.shape[1], TX=tx, TY=ty, UNROLL=unroll,
+                F=n_features, IDS=options.n_ids, ROW=record.shape[1], TX=tx, TY=ty, UNROLL=unroll, DISK=options.disk,
                 num_warps=options.launch.warps,
             )  # fmt: skip
         ctx.save_for_backward(
@@ -213,6 +247,7 @@ class _Rasterize(torch.autograd.Function):
         return out, alpha, median
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, v_out, v_alpha, _):
         means, quats, scales, opacities, colors, viewmat, K, features, *state = ctx.saved_tensors
         if ctx.shape[0] == 0:
@@ -226,26 +261,29 @@ class _Rasterize(torch.autograd.Function):
         record, tiles, order, ends, slot, drawn, start, final_T, last = state
         (n, n_features), options = ctx.shape, ctx.options
         w, h, (tx, ty), row = options.width, options.height, options.launch.tile, record.shape[1]
-        tiles_x, tiles_y = triton.cdiv(w, tx), triton.cdiv(h, ty)
+        tiles_x, tiles_y = options.tiles
         unroll = _unroll(options, n_features)
-        columns, blocks = _power_of_2(project.SUMS + n_features), triton.cdiv(n, 64)
+        columns, blocks = _power_of_2(SUMS[options.disk] + n_features), triton.cdiv(n, 64)
         with on(means):
             slots = means.new_zeros(len(slot), columns)
             raster.raster_backward[(tiles_x * tiles_y,)](
                 drawn, slot, start, v_out.contiguous(), v_alpha.contiguous(), final_T, last, slots, w, h, tiles_x,
-                F=n_features, IDS=options.n_ids, ROW=row, SLOT=columns, TX=tx, TY=ty, UNROLL=unroll,
+                F=n_features, IDS=options.n_ids, ROW=row, SLOT=columns, TX=tx, TY=ty, UNROLL=unroll, DISK=options.disk,
                 num_warps=options.launch.warps,
             )  # fmt: skip
             sums = means.new_empty(n, columns)
-            raster.slot_sum[(n,)](order, ends, slots, sums, len(slot), SLOT=columns, ROWS=8, num_warps=1)
+            raster.slot_sum[(triton.cdiv(n, 4),)](
+                order, ends, slots, sums, n, len(slot), SLOT=columns, ROWS=8, MANY=4, num_warps=1
+            )
             v = [torch.empty_like(t) for t in (means, quats, scales, opacities, colors)]
             v_features = None if features is None else torch.empty_like(features)
-            partial = means.new_zeros(blocks, project.CAMERA)
-            project.project_backward[(blocks,)](
+            partial = means.new_zeros(blocks, pose.CAMERA)
+            kernel = disk.disk_backward if options.disk else project.project_backward
+            kernel[(blocks,)](
                 means, quats, scales, colors, viewmat, K, record, tiles, sums, *v, v_features, partial, n, w, h,
                 DEGREE=options.degree, COEFFICIENTS=colors.shape[1] if options.degree >= 0 else 1, F=n_features,
                 ROW=row, SLOT=columns, BLOCK=64, num_warps=2,
             )  # fmt: skip
-            camera = means.new_empty(project.CAMERA)
-            project.camera_sum[(1,)](partial, camera, blocks, ROWS=32, num_warps=4)
+            camera = means.new_empty(pose.CAMERA)
+            pose.camera_sum[(1,)](partial, camera, blocks, ROWS=32, num_warps=4)
         return *v, camera[:16].view(4, 4), camera[16:25].view(3, 3), v_features, None, None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+NEAR = tl.constexpr(0.01)  # metres
 ALPHA_MAX = tl.constexpr(0.999)
 STOP = tl.constexpr(1e-4)
 
@@ -54,7 +55,7 @@ def _reaches(row, used, tile_x, tile_y, TX: tl.constexpr, TY: tl.constexpr):
 @triton.jit(do_not_specialize=["count", "capacity", "steps", "n_tiles", "tiles_x"])
 def emit(
     order, ends, box, record, slot_tile, slot_owner, count, capacity, steps, n_tiles, tiles_x,
-    ROW: tl.constexpr, TX: tl.constexpr, TY: tl.constexpr, BLOCK: tl.constexpr,
+    ROW: tl.constexpr, TX: tl.constexpr, TY: tl.constexpr, DISK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Tile and owner of each slot, Gaussians in depth order.
 
@@ -70,7 +71,9 @@ def emit(
     x0, y0, x1 = tl.load(box + 4 * n, used, 0), tl.load(box + 4 * n + 1, used, 0), tl.load(box + 4 * n + 2, used, 1)
     local, across = (j - first).to(tl.int32), tl.maximum(x1 - x0, 1)
     tile_x, tile_y = x0 + local % across, y0 + local // across
-    drawn = used & _reaches(record + n * ROW, used, tile_x, tile_y, TX, TY)
+    drawn = used
+    if not DISK:
+        drawn = used & _reaches(record + n * ROW, used, tile_x, tile_y, TX, TY)
     tile = tl.where(drawn, tile_y * tiles_x + tile_x, n_tiles)
     tl.store(slot_tile + j, tile.to(slot_tile.dtype.element_ty), valid)
     tl.store(slot_owner + j, n.to(tl.int32), valid)
@@ -120,9 +123,36 @@ def _zeros(like, N: tl.constexpr):
 
 
 @triton.jit
-def _accumulate(acc, w, r, F: tl.constexpr, IDS: tl.constexpr):
+def _meet(r, dx, dy, at: tl.constexpr):
+    """Whether the pixel's ray meets the disk rather than its low-pass filter; sigma, u, v, camera z, 1 / cz."""
+    inv = 1.0 / (r[2] + r[3] * dx + r[4] * dy)
+    u, v, z = (r[at] * dx + r[at + 1] * dy) * inv, (r[at + 2] * dx + r[at + 3] * dy) * inv, r[at + 4] * inv
+    near, flat = u * u + v * v, 2.0 * (dx * dx + dy * dy)
+    met = (z >= NEAR) & (near <= flat)  # false where cz is 0
+    return met, 0.5 * tl.where(met, near, flat), u, v, z, inv
+
+
+@triton.jit
+def _evaluate(r, dx, dy, F: tl.constexpr, DISK: tl.constexpr):
+    """sigma, where alpha = opacity exp(-sigma), and the camera z that is seen."""
+    if DISK:
+        met, sigma, u, v, z, inv = _meet(r, dx, dy, 12 + F)
+        z = tl.where(met, z, r[7])
+    else:
+        sigma = dx * (0.5 * r[2] * dx + r[3] * dy) + 0.5 * r[4] * dy * dy
+        z = r[7]
+    return sigma, z
+
+
+@triton.jit
+def _put(row, column, at: tl.constexpr, x):
+    return tl.where(column == at, tl.sum(x), row)
+
+
+@triton.jit
+def _accumulate(acc, w, z, r, F: tl.constexpr, IDS: tl.constexpr):
     """acc + w * [rgb, depth, features, one-hot body] of record r."""
-    out = (acc[0] + w * r[8], acc[1] + w * r[9], acc[2] + w * r[10], acc[3] + w * r[7])
+    out = (acc[0] + w * r[8], acc[1] + w * r[9], acc[2] + w * r[10], acc[3] + w * z)
     for i in tl.static_range(F):
         out = out + (acc[4 + i] + w * r[12 + i],)
     for i in tl.static_range(IDS):
@@ -142,13 +172,14 @@ def _pixels(tile, tiles_x, width, height, TX: tl.constexpr, TY: tl.constexpr):
 def raster_forward(
     drawn, owner, start, ends, out, alpha, final_T, last, median, count, capacity, width, height, tiles_x,
     F: tl.constexpr, IDS: tl.constexpr, ROW: tl.constexpr, TX: tl.constexpr, TY: tl.constexpr, UNROLL: tl.constexpr,
+    DISK: tl.constexpr,
 ):  # fmt: skip
     """Images, and for the way back final_T (H,W) and last (H,W): the rank of the last Gaussian drawn.
 
     When there were more intersections than `capacity` the image is NaN, not silently incomplete.
     """
     CHANNELS: tl.constexpr = 4 + F + IDS
-    FIELDS: tl.constexpr = 12 + F
+    FIELDS: tl.constexpr = 12 + F + (5 if DISK else 0)
     tile = tl.program_id(0)
     x, y, inside, pixel = _pixels(tile, tiles_x, width, height, TX, TY)
     s, e = tl.load(start + tile), tl.load(start + tile + 1)
@@ -166,14 +197,14 @@ def raster_forward(
         for u in tl.static_range(UNROLL):
             r = _part(g, u * FIELDS, FIELDS)
             dx, dy = x - r[0], y - r[1]
-            sigma = dx * (0.5 * r[2] * dx + r[3] * dy) + 0.5 * r[4] * dy * dy
+            sigma, z = _evaluate(r, dx, dy, F, DISK)
             hit = alive & (sigma >= 0) & (sigma <= r[6])
             a = tl.minimum(r[5] * tl.exp(-sigma), ALPHA_MAX)
             after = T * (1.0 - a)
             stop = hit & (after <= STOP)  # the Gaussian that would bring T to 1e-4 is not drawn, nor any behind it
             alive = alive & ~stop
             hit = hit & ~stop
-            acc = _accumulate(acc, tl.where(hit, a * T, 0.0), r, F, IDS)
+            acc = _accumulate(acc, tl.where(hit, a * T, 0.0), z, r, F, IDS)
             rank_last = tl.where(hit, k + u - s + 1, rank_last)
             rank_half = tl.where(hit & (T > 0.5) & (after <= 0.5), k + u - s + 1, rank_half)
             T = tl.where(hit, after, T)
@@ -197,19 +228,43 @@ def _load_pixel(v_out, pixel, inside, CHANNELS: tl.constexpr):
     return v
 
 
+@triton.jit
+def _disk_sums(row, column, r, dx, dy, q, vz, F: tl.constexpr):
+    """Gradients, by -q = dL/dsigma and vz = dL/dz, of nu, nv, cz (each also times dx and dy), z D, and x, y, depth."""
+    met, sigma, u, v, z, inv = _meet(r, dx, dy, 12 + F)
+    inv, u, v, z = tl.where(met, inv, 0.0), tl.where(met, u, 0.0), tl.where(met, v, 0.0), tl.where(met, z, 0.0)
+    zm = tl.where(met, vz, 0.0)
+    nu, nv = -q * u * inv, -q * v * inv
+    cz = -(nu * u + nv * v + zm * z * inv)
+    row = _put(row, column, 4, nu)
+    row = _put(row, column, 5, nu * dx)
+    row = _put(row, column, 6, nu * dy)
+    row = _put(row, column, 7, nv)
+    row = _put(row, column, 8, nv * dx)
+    row = _put(row, column, 9, nv * dy)
+    row = _put(row, column, 10, cz)
+    row = _put(row, column, 11, cz * dx)
+    row = _put(row, column, 12, cz * dy)
+    row = _put(row, column, 13, zm * inv)
+    filtered = tl.where(met, 0.0, 2.0 * q)  # the filter's sigma is dx^2 + dy^2, and dx = pixel - x
+    row = _put(row, column, 14, filtered * dx)
+    row = _put(row, column, 15, filtered * dy)
+    return _put(row, column, 16, vz - zm)
+
+
 @triton.jit(do_not_specialize=["tiles_x"])
 def raster_backward(
     drawn, slot, start, v_out, v_alpha, final_T, last, slots, width, height, tiles_x,
     F: tl.constexpr, IDS: tl.constexpr, ROW: tl.constexpr, SLOT: tl.constexpr,
-    TX: tl.constexpr, TY: tl.constexpr, UNROLL: tl.constexpr,
+    TX: tl.constexpr, TY: tl.constexpr, UNROLL: tl.constexpr, DISK: tl.constexpr,
 ):  # fmt: skip
     """Back to front; adds nothing, writes one row of slots (capacity,SLOT, zero before) per Gaussian that was drawn.
 
-    Columns: dL/d rgb, dL/d opacity = sum q, sums of q dx, q dy, q dx^2, q dx dy, q dy^2, dL/d depth, features; where
-    q = exp(-sigma) dL/d alpha.
+    Columns: dL/d rgb; dL/d opacity = sum q, q = exp(-sigma) dL/d alpha; then sums of q dx, q dy, q dx^2, q dx dy,
+    q dy^2 and dL/d depth, or those of `_disk_sums`; then features.
     """
     CHANNELS: tl.constexpr = 4 + F + IDS
-    FIELDS: tl.constexpr = 12 + F
+    FIELDS: tl.constexpr = 12 + F + (5 if DISK else 0)
     tile = tl.program_id(0)
     x, y, inside, pixel = _pixels(tile, tiles_x, width, height, TX, TY)
     s = tl.load(start + tile)
@@ -226,7 +281,7 @@ def raster_backward(
         for u in tl.static_range(UNROLL):
             r = _part(g, u * FIELDS, FIELDS)
             dx, dy = x - r[0], y - r[1]
-            sigma = dx * (0.5 * r[2] * dx + r[3] * dy) + 0.5 * r[4] * dy * dy
+            sigma, z = _evaluate(r, dx, dy, F, DISK)
             hit = (rank_last >= k - u - s + 1) & (sigma >= 0) & (sigma <= r[6])
             if tl.max(hit.to(tl.int32)) > 0:
                 visible = tl.exp(-sigma)
@@ -235,39 +290,54 @@ def raster_backward(
                 inv = 1.0 / (1.0 - a)
                 T = T * inv
                 w = a * T
-                dot = V[0] * r[8] + V[1] * r[9] + V[2] * r[10] + V[3] * r[7]
+                dot = V[0] * r[8] + V[1] * r[9] + V[2] * r[10] + V[3] * z
                 for i in tl.static_range(F):
                     dot += V[4 + i] * r[12 + i]
                 for i in tl.static_range(IDS):
                     dot += tl.where(r[11] == i, V[4 + F + i], 0.0)
                 q = tl.where(hit & (raw <= ALPHA_MAX), visible * (T * dot - inv * behind), 0.0)
                 behind += w * dot
-                qx, qy = q * dx, q * dy
-                row = tl.where(column == 0, tl.sum(w * V[0]), 0.0)
-                row = tl.where(column == 1, tl.sum(w * V[1]), row)
-                row = tl.where(column == 2, tl.sum(w * V[2]), row)
-                row = tl.where(column == 3, tl.sum(q), row)
-                row = tl.where(column == 4, tl.sum(qx), row)
-                row = tl.where(column == 5, tl.sum(qy), row)
-                row = tl.where(column == 6, tl.sum(qx * dx), row)
-                row = tl.where(column == 7, tl.sum(qx * dy), row)
-                row = tl.where(column == 8, tl.sum(qy * dy), row)
-                row = tl.where(column == 9, tl.sum(w * V[3]), row)
+                row = _put(tl.zeros((SLOT,), tl.float32), column, 0, w * V[0])
+                row = _put(row, column, 1, w * V[1])
+                row = _put(row, column, 2, w * V[2])
+                row = _put(row, column, 3, q)
+                if DISK:
+                    row = _disk_sums(row, column, r, dx, dy, r[5] * q, w * V[3], F)
+                else:
+                    qx, qy = q * dx, q * dy
+                    row = _put(row, column, 4, qx)
+                    row = _put(row, column, 5, qy)
+                    row = _put(row, column, 6, qx * dx)
+                    row = _put(row, column, 7, qx * dy)
+                    row = _put(row, column, 8, qy * dy)
+                    row = _put(row, column, 9, w * V[3])
                 for i in tl.static_range(F):
-                    row = tl.where(column == 10 + i, tl.sum(w * V[4 + i]), row)
+                    row = _put(row, column, (17 if DISK else 10) + i, w * V[4 + i])
                 tl.store(slots + tl.load(slot + k - u) * SLOT + column, row)
         k -= UNROLL
 
 
-@triton.jit(do_not_specialize=["capacity"])
-def slot_sum(order, ends, slots, sums, capacity, SLOT: tl.constexpr, ROWS: tl.constexpr):
-    """Each Gaussian's slots are one run of rows: sums (N,SLOT)."""
-    rank = tl.program_id(0)
-    e = tl.minimum(tl.load(ends + rank), capacity)
-    j = tl.minimum(tl.load(ends + rank - 1, rank > 0, 0), capacity)
+@triton.jit
+def _slot_rows(slots, j, e, column, i, SLOT: tl.constexpr):
+    return tl.load(slots + (j + i[:, None]) * SLOT + column[None, :], j + i[:, None] < e, 0.0)
+
+
+@triton.jit(do_not_specialize=["count", "capacity"])
+def slot_sum(order, ends, slots, sums, count, capacity, SLOT: tl.constexpr, ROWS: tl.constexpr, MANY: tl.constexpr):
+    """Each Gaussian's slots are one run of rows: sums (N,SLOT). MANY Gaussians a program, to wait once for memory."""
     column, i = tl.arange(0, SLOT), tl.arange(0, ROWS)
-    total = tl.zeros((ROWS, SLOT), tl.float32)
-    while j < e:
-        total += tl.load(slots + (j + i[:, None]) * SLOT + column[None, :], j + i[:, None] < e, 0.0)
-        j += ROWS
-    tl.store(sums + tl.load(order + rank) * SLOT + column, tl.sum(total, 0))
+    begin, end, total = (), (), ()
+    for u in tl.static_range(MANY):
+        rank = tl.program_id(0) * MANY + u
+        j = tl.minimum(tl.load(ends + rank - 1, (rank > 0) & (rank < count), 0), capacity)
+        e = tl.minimum(tl.load(ends + rank, rank < count, 0), capacity)
+        begin, end = begin + (j,), end + (e,)
+        total = total + (_slot_rows(slots, j, e, column, i, SLOT),)
+    for u in tl.static_range(MANY):
+        rank = tl.program_id(0) * MANY + u
+        j, rows = begin[u] + ROWS, total[u]
+        while j < end[u]:
+            rows += _slot_rows(slots, j, end[u], column, i, SLOT)
+            j += ROWS
+        row = sums + tl.load(order + rank, rank < count, 0) * SLOT + column
+        tl.store(row, tl.sum(rows, 0), (rank < count) & (column >= 0))
