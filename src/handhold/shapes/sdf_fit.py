@@ -59,6 +59,9 @@ class FitConfig:
     seed: int = 0
 
 
+DEFAULT_FIT = FitConfig()
+
+
 @dataclass(frozen=True)
 class SdfFit:
     """What `fit_sdf` found."""
@@ -76,7 +79,7 @@ def fit_sdf(
     center: Tensor,
     radius: float,
     stages: tuple[Stage, ...],
-    config: FitConfig = FitConfig(),
+    config: FitConfig = DEFAULT_FIT,
     weight: Tensor | None = None,
     light: Tensor | None = None,
     empty: Tensor | None = None,
@@ -97,6 +100,7 @@ def fit_sdf(
     opt = torch.optim.Adam([{"params": [xi], "lr": config.pose_lr}, {"params": [light], "lr": 5e-3}], betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(config.seed)
     moves = config.pose_lr > 0
+    modes = gauge_modes(base, center, radius)
     error = torch.full((views,), float("nan"))
     total, done, scale, data = sum(s.iterations for s in stages), 0, None, None
     for n, stage in enumerate(stages):
@@ -144,7 +148,8 @@ def fit_sdf(
             opt.step()
             opt.zero_grad()
             if moves:
-                remove_gauge(xi, base, center, radius, weight)
+                with torch.no_grad():
+                    xi.copy_(without(xi, modes, weight))
             done += 1
             if progress and done % 25 == 0:
                 progress(done / total, f"object shape and pose, error {loss.item():.3f}")
@@ -162,29 +167,37 @@ def shading(normal: Tensor, light: Tensor) -> Tensor:
 
 
 def compose(base: Tensor, xi: Tensor, center: Tensor, radius: float) -> Tensor:
-    """(V,4,4) base @ (rotation by xi[:, :3] about the object's centre, then translation by xi[:, 3:] * radius)."""
-    r = so3_exp(xi[:, :3])
+    """(V,4,4): base, then turned by the rotation vector xi[:, :3] about the object's centre and moved by xi[:, 3:] *
+    radius, both along the camera's axes.
+
+    (Along these what pictures tell well, place and turn in the image, is apart from what they tell badly, the distance;
+    Adam scales each number by itself.)
+    """
+    r = so3_exp(xi[:, :3]) @ base[:, :3, :3]
+    at = (base[:, :3, :3] @ center[:, None])[..., 0] + base[:, :3, 3] + radius * xi[:, 3:]
     out = torch.eye(4).repeat(len(base), 1, 1)
-    out[:, :3, :3] = base[:, :3, :3] @ r
-    shift = center + radius * xi[:, 3:] - (r @ center[:, None])[..., 0]
-    out[:, :3, 3] = (base[:, :3, :3] @ shift[..., None])[..., 0] + base[:, :3, 3]
+    out[:, :3, :3] = r
+    out[:, :3, 3] = at - (r @ center[:, None])[..., 0]
     return out
 
 
-@torch.no_grad()
-def remove_gauge(xi: Tensor, base: Tensor, center: Tensor, radius: float, weight: Tensor) -> None:
-    """In place: take the common rotation, translation and scale out of pose updates (V,6), to first order.
+def gauge_modes(base: Tensor, center: Tensor, radius: float) -> Tensor:
+    """(V,6,7) what `compose`'s numbers do, to first order, when the object's frame turns (3), moves (3) or grows (1).
 
-    The same motion of the object's frame in all views, and a common growth of object and distances, change no picture.
+    Growth by s moves the object's centre, seen at c in the camera's frame, by s c.
     """
-    w = (weight / weight.sum())[:, None]
-    xi -= (w * xi).sum(0)
-    # growth by s moves the object's centre, seen at c in the camera's frame, by s c
-    c = (base[:, :3, :3] @ center[:, None])[..., 0] + base[:, :3, 3]
-    away = (base[:, :3, :3].transpose(1, 2) @ c[..., None])[..., 0] / radius
-    away = away - (w * away).sum(0)
-    growth = (w * away * xi[:, 3:]).sum() / (w * away.square()).sum().clamp(min=1e-12)
-    xi[:, 3:] -= growth * away
+    modes = torch.zeros(len(base), 6, 7)
+    modes[:, :3, :3] = modes[:, 3:, 3:6] = base[:, :3, :3]
+    modes[:, 3:, 6] = ((base[:, :3, :3] @ center[:, None])[..., 0] + base[:, :3, 3]) / radius
+    return modes
+
+
+def without(xi: Tensor, modes: Tensor, weight: Tensor) -> Tensor:
+    """(V,6) less the part of it that `modes` (V,6,M) explain, by least squares with a weight (V,) per view."""
+    a = modes * weight[:, None, None]
+    normal = torch.einsum("vim,vin->mn", a, modes)
+    normal = normal + 1e-6 * normal.diagonal().mean() * torch.eye(len(normal))
+    return xi - modes @ torch.linalg.solve(normal, torch.einsum("vim,vi->m", a, xi))
 
 
 def object_rays(pose: Tensor, view: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
 """Object shape and pose together: a signed-distance grid rendered against the frames, the frames' poses refined along.
 
-The fit itself is `shapes.sdf_fit.fit_sdf`; here is what it reads of a clip. Pixels of hands and of anything else that may
-hide the object are unknown: they neither fill nor carve. Lengths are in the units of the poses given (metres once the
-grasp has fixed the scale).
+The fit itself is `shapes.sdf_fit.fit_sdf`; here is what it reads of a clip. Pixels of hands and of anything else that
+may hide the object are unknown: they neither fill nor carve. Lengths are in the units of the poses given (metres once
+the grasp has fixed the scale).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..kernels.grid import SdfGrid
 from ..shapes.sdf import View, visual_hull
-from ..shapes.sdf_fit import FitConfig, Pixels, Stage, fit_sdf
+from ..shapes.sdf_fit import DEFAULT_FIT, FitConfig, Pixels, Stage, fit_sdf
 
 _SOLID_NODES = 48  # per axis, at which other bodies are asked where they are
 
@@ -118,7 +118,7 @@ def refine_object(
     cam_from_object: np.ndarray,
     confidence: np.ndarray,
     stages: tuple[Stage, ...] = STAGES,
-    config: FitConfig = FitConfig(),
+    config: FitConfig = DEFAULT_FIT,
     start: ObjectField | None = None,
     hull_quantile: float = 0.85,
     solids: Sequence[Solid] = (),
@@ -189,8 +189,8 @@ def beside(unknown: np.ndarray) -> np.ndarray:
 
 
 def visible_pixels(obs: Observations, index: np.ndarray, ring: int = 14) -> Pixels:
-    """Pixels within `ring` (at 480 wide) of the object's, of the frames `index`; a hidden one's limit is where its hider
-    is."""
+    """Pixels within `ring` (at 480 wide) of the object's, of the frames `index`; a hidden one's limit is its hider's
+    distance."""
     w = obs.inside.shape[2]
     ring = max(5, round(ring * w / 480))
     kernel = np.ones((2 * ring + 1, 2 * ring + 1), np.uint8)
