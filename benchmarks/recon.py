@@ -50,8 +50,9 @@ SHOWN = (
     "scale",
 )
 STAGES = {
-    "known": (Stage(32, 80, (1.5, 0.8), 0.5), Stage(48, 120, (0.8, 0.4), 1.0)),
-    "joint": (Stage(32, 300, (2.5, 1.2), 0.5), Stage(32, 200, (1.2, 0.8), 0.5), Stage(48, 300, (0.8, 0.4), 1.0)),
+    "known": (Stage(32, 80, (1.5, 0.8), 0.5), Stage(48, 150, (0.8, 0.4), 1.0)),
+    "occluded": (Stage(32, 200, (1.5, 0.8), 0.5), Stage(48, 200, (0.8, 0.4), 1.0)),
+    "joint": (Stage(32, 300, (2.5, 1.2), 0.5), Stage(32, 300, (1.2, 0.8), 0.5), Stage(48, 600, (0.8, 0.4), 1.0)),
 }
 
 
@@ -74,8 +75,8 @@ CASES = {
     "joint_10deg_5mm": Case("joint", 10, 5, hull_quantile=0.8),
     "joint_15deg_5mm": Case("joint", 15, 5, hull_quantile=0.8),
     "joint_10deg_5mm_turning_light": Case("joint", 10, 5, hull_quantile=0.8, turning_light=True),
-    "known_occluded": Case("known", occluded=True),
-    "known_occluded_noise": Case("known", occluded=True, noise=True),
+    "known_occluded": Case("occluded", occluded=True),
+    "known_occluded_noise": Case("occluded", occluded=True, noise=True),
     "joint_10deg_5mm_occluded": Case("joint", 10, 5, occluded=True, hull_quantile=0.8),
     "joint_10deg_5mm_occluded_noise": Case("joint", 10, 5, occluded=True, noise=True, hull_quantile=0.8),
 }
@@ -177,7 +178,7 @@ def run(case: Case, truth: scene.Pictures, seed: int) -> tuple[dict, Mesh]:
     true = truth.cam_from_object
     joint = case.degrees > 0 or case.mm > 0
     given = scene.perturbed(true, case.degrees, case.mm, seed) if joint else true
-    config = FitConfig(pose_lr=5e-3 if joint else 0.0, seed=seed)
+    config = FitConfig(samples=16 if joint else 32, pose_lr=5e-3 if joint else 0.0, seed=seed)
     start = time.process_time()
     fitted = refine_object(
         obs, given, np.ones(len(true)), STAGES[case.stages], config, hull_quantile=case.hull_quantile

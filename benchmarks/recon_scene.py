@@ -203,7 +203,9 @@ def pictures(
     for pose, solid in zip(poses, solids, strict=True):
         r, t = torch.from_numpy(pose[:3, :3]).float(), torch.from_numpy(pose[:3, 3]).float()
         o, d = -t @ r, fine @ r
-        depth, front = depths(o, d, solid)
+        middle = depths(o, coarse @ r, solid)
+        depth, _ = depths(o, d, None)
+        front = middle[1].reshape(SIZE, 1, SIZE, 1).expand(-1, 2, -1, 2).reshape(-1)
         rgb = torch.full((len(d), 3), BACKGROUND)
         on = torch.nonzero(depth < front)[:, 0]
         p = o + depth[on, None] * d[on]
@@ -215,7 +217,6 @@ def pictures(
             rgb[hand] = torch.tensor(SKIN) * (0.5 + 0.5 * (n @ light).clamp(min=0))[:, None]
         frames.append((255 * rgb.reshape(SIZE, 2, SIZE, 2, 3).mean((1, 3)) + 0.5).to(torch.uint8).numpy())
         # a pixel's label is what its middle shows: the majority of four samples is a quarter of a pixel too large
-        middle = depths(o, coarse @ r, solid)
         label = torch.where(middle[1] < middle[0], 2, torch.where(middle[0].isfinite(), 1, 0))
         labels.append(label.reshape(SIZE, SIZE).to(torch.uint8).numpy())
         silhouette += int(depth.isfinite().sum())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -33,13 +36,20 @@ def pictures(poses: np.ndarray) -> tuple[np.ndarray, Pixels]:
     _, d = rays(np.eye(4))
     d = (d / np.linalg.norm(d, axis=-1, keepdims=True)).reshape(-1, 3).astype(np.float32)
     inside, n = np.isfinite(depth), len(poses)
-    return inside, Pixels(
+    masks = inside.astype(np.uint8)
+    grown = [cv2.dilate(m, np.ones((13, 13))) for m in masks]
+    shrunk = [cv2.erode(m, np.ones((3, 3))) for m in masks]
+    near = torch.from_numpy(np.stack(grown).reshape(-1) > 0)
+    pixels = Pixels(
         torch.arange(n).repeat_interleave(HEIGHT * WIDTH),
         torch.from_numpy(np.tile(d, (n, 1))),
         torch.from_numpy(frames.reshape(-1, 3) / 255.0).float(),
         torch.from_numpy(inside.reshape(-1).astype(np.float32)),
+        torch.from_numpy(np.stack(shrunk).reshape(-1).astype(np.float32)),
+        torch.ones(n * HEIGHT * WIDTH, dtype=torch.bool),
         torch.full((n * HEIGHT * WIDTH,), torch.inf),
     )
+    return inside, Pixels(*(getattr(pixels, k.name)[near] for k in fields(Pixels)))
 
 
 def hull(inside: np.ndarray, poses: np.ndarray, R: int, quantile: float) -> SdfGrid:

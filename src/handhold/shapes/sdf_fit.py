@@ -32,6 +32,8 @@ class Pixels:
     direction: Tensor  # (N,3) unit, camera frame
     color: Tensor  # (N,3) in [0,1]
     label: Tensor  # (N,) 1 object, 0 background, -1 hidden by something else
+    clear: Tensor  # (N,) 1 where the colour is the object's alone, 0 elsewhere: a pixel on the outline mixes two
+    outline: Tensor  # (N,) bool, beside background or background itself: tells where the object ends
     limit: Tensor  # (N,) distance along the ray to what hides it, inf where not known
 
 
@@ -60,6 +62,8 @@ class FitConfig:
 
 
 DEFAULT_FIT = FitConfig()
+_STILL = 0.3  # share of the rays that leave the poses alone, while poses are refined
+_FAR = 0.05  # coverage this far on the wrong side of its mask moves no pose
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def fit_sdf(
     opt = torch.optim.Adam([{"params": [xi], "lr": config.pose_lr}, {"params": [light], "lr": 5e-3}], betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(config.seed)
     moves = config.pose_lr > 0
+    share_still = _STILL if moves else 1.0
     modes = gauge_modes(base, center, radius)
     error = torch.full((views,), float("nan"))
     total, done, scale, data = sum(s.iterations for s in stages), 0, None, None
@@ -117,17 +122,27 @@ def fit_sdf(
             f, label, limit = data.view[pick], data.label[pick], data.limit[pick]
             pose = compose(base, xi if moves else xi.detach(), center, radius)
             o, d = object_rays(pose, f, data.direction[pick])
+            # What is missing inside the outline, or too much behind a hand, is the shape's fault: were poses to answer
+            # for it, they would move to cover a hole. So a ray either tells the shape where the object is, or moves
+            # poses too: by its colour, and near the outline by its coverage. Hidden pixels move no pose.
+            inner = (label > 0) & ~data.outline[pick]
+            shape_only = torch.rand(len(pick), generator=generator) < share_still
+            still = shape_only | (label < 0)
+            if moves:
+                o, d = (torch.where(still[:, None], x.detach(), x) for x in (o, d))
             rgb, acc, normal = render_band(grid, o, d, limit, beta, config.samples, generator)
             n_cam = (pose[f, :3, :3] @ normal[..., None])[..., 0]
             predicted = rgb / acc.clamp(min=0.05)[:, None] * shading(n_cam, light)[:, None]
-            seen, hidden = label.clamp(min=0), label < 0
-            color = (predicted - data.color[pick]).abs().mean(-1) * seen
+            seen = label.clamp(min=0)
+            color = (predicted - data.color[pick]).abs().mean(-1) * data.clear[pick]
             # where something may hide the object nothing is known, but what no view needs should not be there
             # (in front of a known occluder it cannot be at all, or it would be seen)
-            weak = hidden & ~limit.isfinite()
-            silhouette = torch.where(
-                weak, config.hidden * acc, F.binary_cross_entropy(acc.clamp(1e-3, 1 - 1e-3), seen, reduction="none")
-            )
+            weak = (label < 0) & ~limit.isfinite()
+            # a mask pixel far on the wrong side moves no pose either: a leak, a bite, or a part that is not there yet
+            edge = torch.where(still, 1e-3, _FAR)
+            bce = F.binary_cross_entropy(torch.minimum(acc.clamp(min=edge), 1 - edge), seen, reduction="none")
+            bce = bce * torch.where(shape_only, 1 / share_still, torch.where(inner, 0.0, 1.0))
+            silhouette = torch.where(weak, config.hidden * acc, bce)
             w = weight[f]
             loss = (w * (color + config.silhouette * silhouette)).mean() + 1e-3 * light.square().sum()
             if empty is not None and len(empty):

@@ -194,7 +194,7 @@ def visible_pixels(obs: Observations, index: np.ndarray, ring: int = 14) -> Pixe
     w = obs.inside.shape[2]
     ring = max(5, round(ring * w / 480))
     kernel = np.ones((2 * ring + 1, 2 * ring + 1), np.uint8)
-    view, direction, color, label, limit = [], [], [], [], []
+    view, direction, color, label, clear, outline, limit = [], [], [], [], [], [], []
     for n, i in enumerate(index):
         inside, unknown = obs.inside[i], obs.unknown[i]
         near = cv2.dilate(inside.astype(np.uint8), kernel) > 0
@@ -208,6 +208,11 @@ def visible_pixels(obs: Observations, index: np.ndarray, ring: int = 14) -> Pixe
         direction.append(d / length[:, None])
         color.append(obs.frames[i][y, x] / 255.0)
         label.append(np.where(unknown[y, x], -1.0, inside[y, x]))
+        clear.append(cv2.erode(inside.astype(np.uint8), np.ones((3, 3), np.uint8))[y, x] * ~unknown[y, x])
+        background = cv2.dilate((~(inside | obs.unsure(i))).astype(np.uint8), kernel) > 0
+        outline.append(background[y, x])
         limit.append(np.where(unknown[y, x], depth * length, np.inf))
-    rows = (torch.from_numpy(np.concatenate(a).astype(np.float32)) for a in (direction, color, label, limit))
-    return Pixels(torch.from_numpy(np.concatenate(view)), *rows)
+    rows = [
+        torch.from_numpy(np.concatenate(a).astype(np.float32)) for a in (direction, color, label, clear, outline, limit)
+    ]
+    return Pixels(torch.from_numpy(np.concatenate(view)), *rows[:4], rows[4] > 0, rows[5])
