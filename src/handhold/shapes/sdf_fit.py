@@ -1,14 +1,14 @@
 """A signed-distance grid fitted to masked pixels, coarse to fine, with the views' poses refined along if wished.
 
 The loop that methods with a grid share. Rendering is NeuS (Wang et al., NeurIPS 2021, eq. 13) in a marched band; where
-the pixels come from and what the grid starts as is the caller's. Three things keep it from drifting (measured by
-benchmarks/recon.py):
-- colour is compared as the mean colour of what the ray meets, not as colour times coverage: else every pixel of the
-  mask asks for more coverage, and none of the background for less, and the object grows by about half a voxel;
-- what all poses do together (a rigid motion of the object's frame, a common scale) changes no picture, so it is taken
-  out of every pose step: else an object that is too large for its masks moves away from the camera instead;
-- a view's pose moves when that view has been looked at, by enough rays at a time: with few rays the gradient is noise,
-  and Adam walks at full step along noise as well.
+the pixels come from and what the grid starts as is the caller's. Four things keep shape and poses from drifting
+(measured by benchmarks/recon.py):
+- colour is compared as the mean colour of what the ray meets, inside the outline, not as colour times coverage: else
+  every pixel of the mask asks for more coverage and none of the background for less, and the object grows;
+- what all poses do together (a rigid motion of the object's frame, a common scale) changes no picture and is taken out
+  of every pose step: else an object too large for its masks moves away from the camera, and the scale is lost;
+- poses are moved along the camera's axes, where the badly told distance is apart from the well told rest;
+- poses answer for colour and for the outline, not for what is missing inside it, hidden, or far on the wrong side.
 """
 
 from __future__ import annotations
@@ -96,8 +96,12 @@ def fit_sdf(
     object's frame about which poses turn, in the poses' units; weight (V,) of each view; light (9,) to start from;
     empty (E,3): middles of cubes of side `cell` where the object is known not to be. Deterministic for config.seed.
     """
+    if cam_from_object.ndim != 3 or cam_from_object.shape[1:] != (4, 4) or not cam_from_object.isfinite().all():
+        raise ValueError(f"cam_from_object must be finite (V,4,4), not {tuple(cam_from_object.shape)}")
     base = cam_from_object.float()
     views = len(base)
+    if weight is not None and weight.shape != (views,):
+        raise ValueError(f"weight is one number per view, ({views},), not {tuple(weight.shape)}")
     weight = torch.ones(views) if weight is None else weight
     light = (torch.zeros(9) if light is None else light.clone()).requires_grad_(True)
     xi = torch.zeros(views, 6, requires_grad=True)
