@@ -26,7 +26,7 @@ from ..losses import l1, ssim
 from ..render import Splatted, splat
 from ..scene import Mesh, Sequence
 from ..shapes.gaussians import Gaussians, concatenate
-from ..tracking.object import shading
+from ..shapes.sdf_fit import shading
 from .crops import View, crops, median_color
 
 OBJECT = 0  # body id; hands follow in the order of `hands`
@@ -59,7 +59,7 @@ class Appearance:
     object: Gaussians  # object frame, metres; colours as seen on average over the clip
     hands: dict[str, HandGaussians]
     cam_from_object: np.ndarray  # (F,4,4); NaN where it was
-    light: Tensor  # (9,) shading in the camera's frame, see `tracking.object.shading`
+    light: Tensor  # (9,) shading in the camera's frame, see `shapes.sdf_fit.shading`
     gain: np.ndarray  # (F,3) brightness of each frame
     psnr: float  # dB, pixels labelled object or hand, frames held out of the colours
     psnr_object: float  # dB, the object's pixels alone

@@ -18,8 +18,9 @@ from ..kernels.grid import SdfGrid
 from ..scene import Mesh, Sequence
 from ..shapes.gaussians import Gaussians
 from ..shapes.sdf import nodes, open_thin, surface
+from ..shapes.sdf_fit import FitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
-from ..tracking.object import ObjectField, Observations, Stage, beside, refine_object
+from ..tracking.object import ObjectField, Observations, beside, refine_object
 from ..tracking.occlusion import HandSolid, hand_depth, object_depth, raw_depth, widened
 from ..tracking.register import register_missing
 from .appearance import fit_appearance
@@ -77,11 +78,13 @@ def fit_rigid(
     confidence, reason = tracks.confidence.copy(), np.asarray(tracks.reason, dtype="<U80").copy()
     weight = np.clip(confidence * belief, 0.02, 1)
     solids = [s for v, f in hands.values() if (s := HandSolid.of(v, f, poses, margin=HAND_MARGIN)) is not None]
-    options = {"seed": seed, "pose_lr": pose_lr, "refine_poses": pose_lr > 0, "solids": solids}
+    config = FitConfig(pose_lr=pose_lr, seed=seed)
 
     # 1. A coarse surface from the frames that tracking placed; the frames it could not place are registered to that.
     # (Poses stay for now: a coarse grid blurs the print they hang on.)
-    coarse = refine_object(obs, poses, weight, COARSE, progress=part(0.0, 0.2), **options | {"refine_poses": False})
+    coarse = refine_object(
+        obs, poses, weight, COARSE, replace(config, pose_lr=0.0), solids=solids, progress=part(0.0, 0.2)
+    )
     placed, error = register_missing(
         coarse, obs.scaled(0.5), coarse.cam_from_object, seed=seed, progress=part(0.2, 0.25)
     )
@@ -98,7 +101,7 @@ def fit_rigid(
     prune(coarse.grid, solids, THIN_COARSE)
     front = widened(raw < object_depth(surface(coarse.grid)[0], sequence, placed) + IN_FRONT)
     fitted = refine_object(
-        replace(obs, doubtful=front), placed, weight, FINE, start=coarse, progress=part(0.25, 0.6), **options
+        replace(obs, doubtful=front), placed, weight, FINE, config, coarse, solids=solids, progress=part(0.25, 0.6)
     )
     prune(fitted.grid, solids, THIN_FINE)
     mesh, notes = surface(fitted.grid)

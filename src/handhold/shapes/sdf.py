@@ -1,7 +1,7 @@
 """A signed-distance grid of an unknown object, from silhouettes to a coloured surface, and of a known one (`bake_sdf`).
 
 `visual_hull` starts it, `surface` ends it; what happens between (photometric refinement together with the poses) is
-`handhold.tracking.object`. The grid and its kernels are `handhold.kernels.grid.SdfGrid`.
+`handhold.shapes.sdf_fit`. The grid and its kernels are `handhold.kernels.grid.SdfGrid`.
 """
 
 from __future__ import annotations

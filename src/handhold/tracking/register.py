@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 
 from ..geometry.rigid import nearest_rotation, so3_exp
-from .object import ObjectField, Observations, _compose, _object_rays, _rays, _render, _rotate, shading
+from ..shapes.sdf_fit import compose, object_rays, render_band, shading
+from .object import ObjectField, Observations, visible_pixels
 
+_SAMPLES = 16  # per ray
 _SPREAD = 0.25  # radians of the random starts around a neighbour's pose
 
 
@@ -81,7 +83,7 @@ def _fit(
     field: ObjectField, obs: Observations, i: int, starts: np.ndarray, iterations: int, rays: int, seed: int
 ) -> tuple[np.ndarray, float]:
     """Best of several starts for one frame, and its error."""
-    _, direction, color, mask, limit = _rays(obs, np.array([i]))
+    pixels = visible_pixels(obs, np.array([i]))
     generator = torch.Generator().manual_seed(seed + i)
     n = len(starts)
     base, center = torch.from_numpy(starts).float(), torch.from_numpy(field.center).float()
@@ -95,14 +97,15 @@ def _fit(
     opt = torch.optim.Adam([xi], lr=2e-2, betas=(0.9, 0.98))
 
     def errors(beta: float) -> torch.Tensor:
-        pick = torch.randint(len(direction), (rays,), generator=generator).repeat(n)
+        pick = torch.randint(len(pixels.view), (rays,), generator=generator).repeat(n)
         f = torch.arange(n).repeat_interleave(rays)
-        o, d = _object_rays(base, xi, center, field.radius, f, direction[pick])
-        rgb, acc, normal = _render(field.grid, o, d, limit[pick], beta, generator)
-        shade = shading(_rotate((so3_exp(xi[f, :3]), base[f, :3, :3]), normal), field.light)
-        seen = mask[pick].clamp(min=0)
-        known = mask[pick] >= 0
-        e = (rgb * shade[:, None] - color[pick]).abs().mean(-1) * seen
+        pose = compose(base, xi, center, field.radius)
+        o, d = object_rays(pose, f, pixels.direction[pick])
+        rgb, acc, normal = render_band(field.grid, o, d, pixels.limit[pick], beta, _SAMPLES, generator)
+        shade = shading((pose[f, :3, :3] @ normal[..., None])[..., 0], field.light)
+        label = pixels.label[pick]
+        seen, known = label.clamp(min=0), label >= 0
+        e = (rgb * shade[:, None] - pixels.color[pick]).abs().mean(-1) * seen
         e = e + 0.2 * F.binary_cross_entropy(acc.clamp(1e-2, 1 - 1e-2), seen, reduction="none") * known
         return e.reshape(n, rays).mean(1)
 
@@ -116,6 +119,6 @@ def _fit(
     with torch.no_grad():
         final = torch.stack([errors(0.75 * field.grid.h) for _ in range(4)]).mean(0)
         best = int(final.argmin())
-        pose = _compose(base, xi, center, field.radius)[best].double()
+        pose = compose(base, xi, center, field.radius)[best].double()
         pose[:3, :3] = nearest_rotation(pose[:3, :3])
     return pose.numpy(), float(final[best])
