@@ -26,6 +26,39 @@ struct RenderArgs {
   float *v_beta;                            // backward, optional (n): one term per ray
 };
 
+constexpr int kMaxLevels = 32;
+
+struct EncodeLevel {
+  int64_t offset;  // first row of the level in the table
+  int32_t res;     // cells per axis; (res + 1)^3 corners
+  uint32_t mask;   // rows - 1 of a hashed level, 0 for a dense one
+  float weight;
+};
+
+// Multiresolution grid on a box: u = (x - lo) * inv in [0,1]. D = F L concatenated, or F summed.
+struct EncodeArgs {
+  int64_t n;
+  int F, L, D;
+  bool smooth, sum;
+  float lo[3], inv[3];
+  EncodeLevel levels[kMaxLevels];
+  const float *x, *table;            // (n,3) (rows,F)
+  float *val, *jac;                  // (n,D) (n,D,3)
+  const float *v_val, *v_jac;        // either may be null
+  float *v_table, *v_x;
+};
+
+struct TriplaneArgs {
+  int64_t n;
+  int R, C;
+  bool align_corners, sum;
+  float lo[3], inv[3];
+  const float *x, *planes;           // (n,3) (3,R,R,C)
+  float *val, *jac;                  // (n,D) (n,D,3), D = C or 3C
+  const float *v_val, *v_jac;        // either may be null
+  float *v_planes, *v_x;
+};
+
 struct alignas(64) Splat {
   float x, y, a, b, c, op;     // centre in pixels, conic, opacity
   float smax, ex, ey, depth;   // ln(255 op), half extents in pixels, camera z
@@ -86,6 +119,12 @@ struct Kernels {
   void (*splat_raster)(const Raster&, int tile);
   void (*splat_raster_backward)(const Raster&, int tile);
   void (*splat_project_backward)(const Project&, const ProjectGrad&, int64_t b, int64_t e);
+  void (*encode_forward)(const EncodeArgs&, int64_t b, int64_t e);
+  void (*encode_v_table)(const EncodeArgs&, int l0, int l1);
+  void (*encode_v_x)(const EncodeArgs&, int64_t b, int64_t e);
+  void (*triplane_forward)(const TriplaneArgs&, int64_t b, int64_t e);
+  void (*triplane_v_planes)(const TriplaneArgs&, int plane, int row0, int row1);
+  void (*triplane_v_x)(const TriplaneArgs&, int64_t b, int64_t e);
   void (*blur11)(const float* in, int W, int H, int y0, int y1, const float* taps, float* row, float* out, int axis);
   void (*ssim_map)(const float* const* moments, int64_t b, int64_t e, float scale, float* d_m1, float* d_e11, float* d_e12,
                    double* sum);
