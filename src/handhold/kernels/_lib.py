@@ -30,6 +30,8 @@ _SIGNATURES = {
     "hh_render_backward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _P, _P, _P, _P, _P, _I]),
     "hh_encode_forward": (None, [_L, _P, _P, _I, _I, _P, _P, _P, _I, _P, _P, _I]),
     "hh_encode_backward": (None, [_L, _P, _P, _I, _I, _P, _P, _P, _I, _P, _P, _P, _P, _I]),
+    "hh_fourier_forward": (None, [_L, _P, _I, _P, _I, _P, _P, _I]),
+    "hh_fourier_backward": (None, [_L, _P, _I, _P, _I, _P, _P, _P, _I]),
     "hh_triplane_forward": (None, [_L, _P, _P, _I, _I, _P, _I, _P, _P, _I]),
     "hh_triplane_backward": (None, [_L, _P, _P, _I, _I, _P, _I, _P, _P, _P, _P, _I]),
     "hh_splat_forward": (_P, [_I] * 6 + [_P] * 10 + [_I]),

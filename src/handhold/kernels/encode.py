@@ -96,7 +96,15 @@ def fourier(
     if x.ndim != 2 or weights.ndim != 1:
         raise ValueError(f"fourier takes x (N,d) and weights (B,), not {tuple(x.shape)} and {tuple(weights.shape)}")
     _check_positions(x)
-    return encode_torch.fourier(x, weights.detach(), pi, identity, jacobian)
+    if len(weights) > 64 or not bool(torch.isfinite(weights).all()):
+        raise ValueError("fourier takes at most 64 bands, of finite weight")
+    if x.shape[1] != 3 and backend is None:
+        backend = "torch"
+    if _lib.resolve_backend(backend, x) == "torch":
+        return encode_torch.fourier(x, weights.detach(), pi, identity, jacobian)
+    if x.shape[1] != 3:
+        raise ValueError(f"the compiled path takes x (N,3), not {tuple(x.shape)}")
+    return _Fourier.apply(x, tuple(weights.tolist()), pi | identity << 1, jacobian)
 
 
 def _check_positions(x: Tensor) -> None:
@@ -174,6 +182,32 @@ def _encode_backward(ctx, v_value, v_jac, table, x):
         pointer(v_value), pointer(v_jac), pointer(v_table), pointer(v_x), threads(),
     )  # fmt: skip
     return v_table, v_x
+
+
+class _Fourier(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weights, flags, jacobian):
+        ctx.save_for_backward(x)
+        ctx.set_materialize_grads(False)
+        ctx.bands, ctx.flags = (len(weights), _floats(weights)), flags
+        x, D = x.detach().contiguous(), 3 * ((flags >> 1) + 2 * len(weights))
+        value, jac = torch.empty(len(x), D), torch.empty(len(x), D, 3) if jacobian else None
+        _lib.lib().hh_fourier_forward(len(x), pointer(x), *ctx.bands, flags, pointer(value), pointer(jac), threads())
+        return value, jac
+
+    @staticmethod
+    def backward(ctx, v_value, v_jac):
+        return _Once.apply(_fourier_backward, ctx, v_value, v_jac, *ctx.saved_tensors), None, None, None
+
+
+def _fourier_backward(ctx, v_value, v_jac, x):
+    x = x.detach().contiguous()
+    v_x = torch.empty_like(x)
+    v_value, v_jac = (None if v is None else v.contiguous() for v in (v_value, v_jac))
+    _lib.lib().hh_fourier_backward(
+        len(x), pointer(x), *ctx.bands, ctx.flags, pointer(v_value), pointer(v_jac), pointer(v_x), threads()
+    )
+    return v_x
 
 
 def _texels(planes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-// C ABI of the field encodings: threads and the order of sums. The arithmetic is in encode_isa.h and encode_triplane_isa.h.
+// C ABI of the field encodings: threads and the order of sums. The arithmetic is in the encode_*isa.h files.
 #include <algorithm>
 
 #include "isa.h"
@@ -49,6 +49,20 @@ HH_API void hh_encode_backward(int64_t n, const float* x, const float* table, in
     parallel(parts, threads, [&](int64_t k) { kernels().encode_v_table(a, static_cast<int>(k * a.L / parts), static_cast<int>((k + 1) * a.L / parts)); });
   }
   if (v_x) parallel_ranges(n, kGrain, threads, [&](int64_t b, int64_t e) { kernels().encode_v_x(a, b, e); });
+}
+
+// flags: 1 frequencies times pi, 2 the position first.
+HH_API void hh_fourier_forward(int64_t n, const float* x, int bands, const float* weights, int flags, float* val, float* jac, int threads) {
+  FourierArgs a{};
+  a.x = x, a.bands = bands, a.weights = weights, a.pi = flags & 1, a.identity = flags & 2, a.val = val, a.jac = jac;
+  parallel_ranges(n, kGrain, threads, [&](int64_t b, int64_t e) { kernels().fourier_forward(a, b, e); });
+}
+
+HH_API void hh_fourier_backward(int64_t n, const float* x, int bands, const float* weights, int flags, const float* v_val, const float* v_jac, float* v_x,
+                                int threads) {
+  FourierArgs a{};
+  a.x = x, a.bands = bands, a.weights = weights, a.pi = flags & 1, a.identity = flags & 2, a.v_val = v_val, a.v_jac = v_jac, a.v_x = v_x;
+  parallel_ranges(n, kGrain, threads, [&](int64_t b, int64_t e) { kernels().fourier_v_x(a, b, e); });
 }
 
 HH_API void hh_triplane_forward(int64_t n, const float* x, const float* planes, int R, int C, const float* box, int flags, float* val, float* jac,

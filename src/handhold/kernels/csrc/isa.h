@@ -59,6 +59,15 @@ struct TriplaneArgs {
   float *v_planes, *v_x;
 };
 
+struct FourierArgs {
+  int bands;
+  bool pi, identity;
+  const float *x, *weights;          // (n,3) (bands)
+  float *val, *jac;                  // (n,D) (n,D,3), D = 3 (identity + 2 bands)
+  const float *v_val, *v_jac;        // either may be null
+  float* v_x;
+};
+
 struct alignas(64) Splat {
   float x, y, a, b, c, op;     // centre in pixels, conic, opacity
   float smax, ex, ey, depth;   // ln(255 op), half extents in pixels, camera z
@@ -122,6 +131,8 @@ struct Kernels {
   void (*encode_forward)(const EncodeArgs&, int64_t b, int64_t e);
   void (*encode_v_table)(const EncodeArgs&, int l0, int l1);
   void (*encode_v_x)(const EncodeArgs&, int64_t b, int64_t e);
+  void (*fourier_forward)(const FourierArgs&, int64_t b, int64_t e);
+  void (*fourier_v_x)(const FourierArgs&, int64_t b, int64_t e);
   void (*triplane_forward)(const TriplaneArgs&, int64_t b, int64_t e);
   void (*triplane_v_planes)(const TriplaneArgs&, int plane, int row0, int row1);
   void (*triplane_v_x)(const TriplaneArgs&, int64_t b, int64_t e);
