@@ -46,13 +46,6 @@ HH_INLINE void find_site(const EncodeArgs& a, const EncodeLevel& l, const vf* x,
   }
 }
 
-HH_INLINE void load_points(const float* x, int64_t at, int64_t end, vf* p) {
-  for (int i = 0; i < HH_LANES; ++i) {
-    const float* q = x + 3 * (at + i < end ? at + i : end - 1);  // lanes past the end repeat the last point
-    p[0][i] = q[0], p[1][i] = q[1], p[2][i] = q[2];
-  }
-}
-
 // q[f][lane] = rows[index[lane]*F + f]
 template <int F>
 HH_INLINE void gather(const float* rows, const vu& index, vf* q) {

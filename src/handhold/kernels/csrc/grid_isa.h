@@ -38,80 +38,142 @@ HH_INLINE float sdf_at(const GridView& g, const float* x, float inv) {
   return a + (d - a) * c.f[0];
 }
 
-HH_INLINE v4 value_at(const GridView& g, const float* x, float inv, float* grad) {
-  Cell c = find_cell(g, x, inv);
-  const float* p = g.data + c.base;
-  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
-  const float u = c.f[0], v = c.f[1], w = c.f[2];
-  v4 p000 = load4(p), p001 = load4(p + 4), p010 = load4(p + sy), p011 = load4(p + sy + 4);
-  v4 p100 = load4(p + sx), p101 = load4(p + sx + 4), p110 = load4(p + sx + sy), p111 = load4(p + sx + sy + 4);
-  v4 a = p000 + (p001 - p000) * w, b = p010 + (p011 - p010) * w, d = p100 + (p101 - p100) * w, e = p110 + (p111 - p110) * w;
-  v4 f = a + (b - a) * v, k = d + (e - d) * v;
-  if (grad) {
-    float z0 = (p001[0] - p000[0]) * (1 - v) + (p011[0] - p010[0]) * v;
-    float z1 = (p101[0] - p100[0]) * (1 - v) + (p111[0] - p110[0]) * v;
-    grad[0] = (k[0] - f[0]) * inv;
-    grad[1] = ((b[0] - a[0]) * (1 - u) + (e[0] - d[0]) * u) * inv;
-    grad[2] = (z0 * (1 - u) + z1 * u) * inv;
+// Cells of HH_LANES points: index of the low corner's voxel, its plane, fractions, and per axis whether the point was inside.
+struct Cells {
+  int32_t index[HH_LANES], plane[HH_LANES];
+  alignas(32) float f[3][HH_LANES];
+  vi inside[3];
+};
+
+HH_INLINE void find_cells(const GridView& g, const vf* x, float inv, Cells& c) {
+  const vf zero = {}, top = all(g.R - 1.0001f);
+  vi i[3];
+  for (int k = 0; k < 3; ++k) {
+    const vf p = (x[k] - g.lo[k]) * inv, q = p > zero ? (p < top ? p : top) : zero;  // NaN goes to 0
+    c.inside[k] = (p >= zero) & (p <= top);
+    i[k] = __builtin_convertvector(q, vi);
+    *(vf*)c.f[k] = q - __builtin_convertvector(i[k], vf);
   }
-  return f + (k - f) * u;
+  const vi index = (i[0] * g.R + i[1]) * g.R + i[2];
+  __builtin_memcpy(c.plane, &i[0], sizeof(vi));
+  __builtin_memcpy(c.index, &index, sizeof(vi));
+}
+
+HH_INLINE void load_points(const float* x, int64_t at, int64_t end, vf* p) {
+  for (int i = 0; i < HH_LANES; ++i) {
+    const float* q = x + 3 * (at + i < end ? at + i : end - 1);  // lanes past the end repeat the last point
+    p[0][i] = q[0], p[1][i] = q[1], p[2][i] = q[2];
+  }
+}
+
+// The steps of a trilinear lookup, all channels at once: differences along z, y and x, and values on the way.
+struct Lerp {
+  v4 z[4], y[2], x, t[2], value;
+};
+
+HH_INLINE Lerp lerp_cell(const GridView& g, const Cells& c, int lane, bool gradient) {
+  const float* p = g.data + 4 * (int64_t)c.index[lane];
+  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
+  const float u = c.f[0][lane], v = c.f[1][lane], w = c.f[2][lane];
+  Lerp o;
+  v4 a[4], m[2];
+  for (int k = 0; k < 4; ++k) {
+    const float* q = p + (k >> 1) * sx + (k & 1) * sy;
+    const v4 low = load4(q);
+    o.z[k] = load4(q + 4) - low, a[k] = low + o.z[k] * w;
+  }
+  for (int k = 0; k < 2; ++k) {
+    o.y[k] = a[2 * k + 1] - a[2 * k], m[k] = a[2 * k] + o.y[k] * v;
+    if (gradient) o.t[k] = o.z[2 * k] + (o.z[2 * k + 1] - o.z[2 * k]) * v;
+  }
+  o.x = m[1] - m[0];
+  o.value = m[0] + o.x * u;
+  return o;
 }
 
 void grid_sample(const GridView& g, const float* x, int64_t b, int64_t e, float* val, float* grad) {
   const float inv = 1.f / g.h;
-  for (int64_t n = b; n < e; ++n) store4(val + 4 * n, value_at(g, x + 3 * n, inv, grad + 3 * n));
+  for (int64_t n = b; n < e; n += HH_LANES) {
+    vf p[3];
+    Cells c;
+    load_points(x, n, e, p);
+    find_cells(g, p, inv, c);
+    for (int i = 0; i < HH_LANES && n + i < e; ++i) {
+      const Lerp l = lerp_cell(g, c, i, true);
+      store4(val + 4 * (n + i), l.value);
+      float* o = grad + 3 * (n + i);
+      o[0] = l.x[0] * inv;
+      o[1] = (l.y[0][0] + (l.y[1][0] - l.y[0][0]) * c.f[0][i]) * inv;
+      o[2] = (l.t[0][0] + (l.t[1][0] - l.t[0][0]) * c.f[0][i]) * inv;
+    }
+  }
 }
 
 // Adds to grid planes [slab0, slab1) only. Each voxel gets its terms in the order of the samples whichever slab it is in,
 // so the sum does not depend on how the planes were dealt to threads.
 void grid_scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data) {
-  const float inv = 1.f / g.h, top = g.R - 1.0001f;
+  const float inv = 1.f / g.h;
   const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
-  for (int64_t s = 0; s < n; ++s) {
-    int i = (int)clampf((x[3 * s] - g.lo[0]) * inv, 0.f, top);
-    if (i + 1 < slab0 || i >= slab1) continue;
-    v4 v = load4(v_val + 4 * s);
-    float gx = 0, gy = 0, gz = 0;
-    if (v_grad) gx = v_grad[3 * s] * inv, gy = v_grad[3 * s + 1] * inv, gz = v_grad[3 * s + 2] * inv;
-    else if (v[0] == 0 && v[1] == 0 && v[2] == 0 && v[3] == 0) continue;
-    Cell c = find_cell(g, x + 3 * s, inv);
-    const float U[2] = {1 - c.f[0], c.f[0]}, V[2] = {1 - c.f[1], c.f[1]}, W[2] = {1 - c.f[2], c.f[2]};
-    for (int a = 0; a < 2; ++a) {
-      if (i + a < slab0 || i + a >= slab1) continue;
-      const float da = a ? gx : -gx;
-      for (int j = 0; j < 2; ++j) {
-        float* q = v_data + c.base + a * sx + j * sy;
-        const float uv = U[a] * V[j], side = da * V[j] + (j ? gy : -gy) * U[a], dz = gz * uv;
-        v4 t0 = v * (uv * W[0]), t1 = v * (uv * W[1]);
-        t0[0] += side * W[0] - dz;
-        t1[0] += side * W[1] + dz;
-        store4(q, load4(q) + t0);
-        store4(q + 4, load4(q + 4) + t1);
+  for (int64_t s0 = 0; s0 < n; s0 += HH_LANES) {
+    vf p[3];
+    Cells c;
+    load_points(x, s0, n, p);
+    find_cells(g, p, inv, c);
+    for (int l = 0; l < HH_LANES && s0 + l < n; ++l) {
+      const int64_t s = s0 + l;
+      const int i = c.plane[l];
+      if (i + 1 < slab0 || i >= slab1) continue;
+      const v4 v = load4(v_val + 4 * s);
+      float gx = 0, gy = 0, gz = 0;
+      if (v_grad) gx = v_grad[3 * s] * inv, gy = v_grad[3 * s + 1] * inv, gz = v_grad[3 * s + 2] * inv;
+      else if (v[0] == 0 && v[1] == 0 && v[2] == 0 && v[3] == 0) continue;
+      const float U[2] = {1 - c.f[0][l], c.f[0][l]}, V[2] = {1 - c.f[1][l], c.f[1][l]}, W[2] = {1 - c.f[2][l], c.f[2][l]};
+      for (int a = 0; a < 2; ++a) {
+        if (i + a < slab0 || i + a >= slab1) continue;
+        const float da = a ? gx : -gx;
+        for (int j = 0; j < 2; ++j) {
+          float* q = v_data + 4 * (int64_t)c.index[l] + a * sx + j * sy;
+          const float uv = U[a] * V[j];
+          v4 t0 = v * (uv * W[0]), t1 = v * (uv * W[1]);
+          if (v_grad) {
+            const float side = da * V[j] + (j ? gy : -gy) * U[a], dz = gz * uv;
+            t0 += v4{side * W[0] - dz, 0, 0, 0};
+            t1 += v4{side * W[1] + dz, 0, 0, 0};
+          }
+          store4(q, load4(q) + t0);
+          store4(q + 4, load4(q + 4) + t1);
+        }
       }
     }
   }
 }
 
+HH_INLINE float dot4(v4 a, v4 b) {
+  const v4 p = a * b;
+  return (p[0] + p[1]) + (p[2] + p[3]);
+}
+
 void grid_v_x(const GridView& g, const float* x, int64_t b, int64_t e, const float* v_val, const float* v_grad, float* v_x) {
   const float inv = 1.f / g.h;
-  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
-  const float D[2] = {-1, 1};
-  for (int64_t n = b; n < e; ++n) {
-    Cell c = find_cell(g, x + 3 * n, inv);
-    const float U[2] = {1 - c.f[0], c.f[0]}, V[2] = {1 - c.f[1], c.f[1]}, W[2] = {1 - c.f[2], c.f[2]};
-    float gx = 0, gy = 0, gz = 0, o[3] = {0, 0, 0};
-    if (v_grad) gx = v_grad[3 * n] * inv, gy = v_grad[3 * n + 1] * inv, gz = v_grad[3 * n + 2] * inv;
-    v4 v = load4(v_val + 4 * n);
-    for (int i = 0; i < 2; ++i)
-      for (int j = 0; j < 2; ++j)
-        for (int k = 0; k < 2; ++k) {
-          v4 q = load4(g.data + c.base + i * sx + j * sy + k * 4), r = v * q;
-          float s = r[0] + r[1] + r[2] + r[3], xy = D[i] * D[j] * W[k], xz = D[i] * V[j] * D[k], yz = U[i] * D[j] * D[k];
-          o[0] += D[i] * V[j] * W[k] * s + q[0] * (gy * xy + gz * xz);
-          o[1] += U[i] * D[j] * W[k] * s + q[0] * (gx * xy + gz * yz);
-          o[2] += U[i] * V[j] * D[k] * s + q[0] * (gx * xz + gy * yz);
-        }
-    for (int k = 0; k < 3; ++k) v_x[3 * n + k] = c.inside[k] ? o[k] * inv : 0.f;
+  for (int64_t n = b; n < e; n += HH_LANES) {
+    vf p[3];
+    Cells c;
+    load_points(x, n, e, p);
+    find_cells(g, p, inv, c);
+    for (int i = 0; i < HH_LANES && n + i < e; ++i) {
+      const Lerp l = lerp_cell(g, c, i, true);
+      const float u = c.f[0][i];
+      const v4 v = load4(v_val + 4 * (n + i));
+      float o[3] = {dot4(v, l.x), dot4(v, l.y[0] + (l.y[1] - l.y[0]) * u), dot4(v, l.t[0] + (l.t[1] - l.t[0]) * u)};
+      if (v_grad) {  // the mixed second derivatives; a trilinear field has no pure ones
+        const float *w = v_grad + 3 * (n + i), z0 = l.z[1][0] - l.z[0][0], z1 = l.z[3][0] - l.z[2][0];
+        const float xy = (l.y[1][0] - l.y[0][0]) * inv, xz = (l.t[1][0] - l.t[0][0]) * inv, yz = (z0 + (z1 - z0) * u) * inv;
+        o[0] += w[1] * xy + w[2] * xz;
+        o[1] += w[0] * xy + w[2] * yz;
+        o[2] += w[0] * xz + w[1] * yz;
+      }
+      for (int k = 0; k < 3; ++k) v_x[3 * (n + i) + k] = c.inside[k][i] ? o[k] * inv : 0.f;
+    }
   }
 }
 
