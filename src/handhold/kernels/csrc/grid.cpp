@@ -50,7 +50,7 @@ HH_API void hh_grid_backward(int64_t n, const float* x, const float* data, int R
 HH_API void hh_grid_march(int64_t n, const float* o, const float* d, const float* data, int R, const float* lo, float h, float min_step, float band,
                           float* t0, float* t1, float* phi_min, int threads) {
   const GridView g = view(data, R, lo, h);
-  parallel_ranges(n, 128, threads, [&](int64_t b, int64_t e) { kernels().grid_march(g, o, d, b, e, min_step, band, t0, t1, phi_min); });
+  parallel_ranges(n, 512, threads, [&](int64_t b, int64_t e) { kernels().grid_march(g, o, d, b, e, min_step, band, t0, t1, phi_min); });
 }
 
 // Adds the weighted gradient to v_data channel 0; loss receives the two unweighted means. tmp: 5 R^3 floats.

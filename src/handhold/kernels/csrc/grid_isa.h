@@ -5,39 +5,6 @@
 namespace hh {
 namespace {
 
-struct Cell {
-  int64_t base;   // float offset of the cell's low corner
-  int i;
-  float f[3];     // fractional position
-  bool inside[3]; // false on an axis where the point was clamped to the grid
-};
-
-HH_INLINE Cell find_cell(const GridView& g, const float* x, float inv) {
-  Cell c;
-  int i[3];
-  const float top = g.R - 1.0001f;
-  for (int k = 0; k < 3; ++k) {
-    float p = (x[k] - g.lo[k]) * inv, q = clampf(p, 0.f, top);
-    c.inside[k] = p >= 0.f && p <= top;
-    i[k] = (int)q;
-    c.f[k] = q - i[k];
-  }
-  c.i = i[0];
-  c.base = (((int64_t)i[0] * g.R + i[1]) * g.R + i[2]) * 4;
-  return c;
-}
-
-HH_INLINE float sdf_at(const GridView& g, const float* x, float inv) {
-  Cell c = find_cell(g, x, inv);
-  const float* p = g.data + c.base;
-  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
-  float a = p[0] + (p[4] - p[0]) * c.f[2], b = p[sy] + (p[sy + 4] - p[sy]) * c.f[2];
-  float d = p[sx] + (p[sx + 4] - p[sx]) * c.f[2], e = p[sx + sy] + (p[sx + sy + 4] - p[sx + sy]) * c.f[2];
-  a += (b - a) * c.f[1];
-  d += (e - d) * c.f[1];
-  return a + (d - a) * c.f[0];
-}
-
 // Cells of HH_LANES points: index of the low corner's voxel, its plane, fractions, and per axis whether the point was inside.
 struct Cells {
   int32_t index[HH_LANES], plane[HH_LANES];
@@ -177,43 +144,87 @@ void grid_v_x(const GridView& g, const float* x, int64_t b, int64_t e, const flo
   }
 }
 
-// [t0,t1]: the first passage of the ray through |phi| < band. See grid.py for the contract.
-void grid_march(const GridView& g, const float* o_, const float* d_, int64_t b_, int64_t e_, float min_step, float band, float* t0, float* t1, float* phi_min) {
+// [t0,t1]: the first passage of the ray through |phi| < band. See grid.py for the contract. One lane is one ray; a lane whose ray
+// is done takes the next one.
+struct March {
+  alignas(32) float o[3][HH_LANES], d[3][HH_LANES], a[HH_LANES], b[HH_LANES], best[HH_LANES], best_t[HH_LANES], tin[HH_LANES], tout[HH_LANES], s[HH_LANES];
+  alignas(32) int32_t in[HH_LANES], alive[HH_LANES], step[HH_LANES];
+  int64_t ray[HH_LANES];
+};
+
+HH_INLINE vf& lanes(float* p) { return *(vf*)p; }
+HH_INLINE vi& lanes(int32_t* p) { return *(vi*)p; }
+
+// Signed distances at HH_LANES points.
+HH_INLINE vf sdf_at(const GridView& g, const vf* x, float inv) {
+  Cells c;
+  find_cells(g, x, inv, c);
+  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
+  vf q[8];
+  for (int k = 0; k < 8; ++k) {
+    const float* p = g.data + (k >> 2) * sx + (k >> 1 & 1) * sy + 4 * (k & 1);
+    for (int i = 0; i < HH_LANES; ++i) q[k][i] = p[4 * (int64_t)c.index[i]];
+  }
+  const vf u = lanes(c.f[0]), v = lanes(c.f[1]), w = lanes(c.f[2]);
+  for (int k = 0; k < 4; ++k) q[k] = q[2 * k] + (q[2 * k + 1] - q[2 * k]) * w;
+  for (int k = 0; k < 2; ++k) q[k] = q[2 * k] + (q[2 * k + 1] - q[2 * k]) * v;
+  return q[0] + (q[1] - q[0]) * u;
+}
+
+void grid_march(const GridView& g, const float* o_, const float* d_, int64_t begin, int64_t end, float min_step, float band, float* t0, float* t1, float* phi_min) {
   const float inv = 1.f / g.h;
-  for (int64_t n = b_; n < e_; ++n) {
-    const float *o = o_ + 3 * n, *d = d_ + 3 * n;
-    float a = 0, b = 1e9f;
-    for (int k = 0; k < 3; ++k) {
-      float dk = absf(d[k]) > 1e-12f ? d[k] : 1e-12f, r = 1.f / dk;
-      float p = (g.lo[k] - o[k]) * r, q = (g.lo[k] + (g.R - 1) * g.h - o[k]) * r;
-      a = maxf(a, minf(p, q));
-      b = minf(b, maxf(p, q));
-    }
-    float best = 1e9f, best_t = 0.5f * (a + b), tin = -1, tout = -1, s = a;
-    bool in = false;
-    for (int it = 0; it < 256 && s < b; ++it) {
-      float x[3] = {o[0] + s * d[0], o[1] + s * d[1], o[2] + s * d[2]};
-      float f = sdf_at(g, x, inv);
-      if (f < best) best = f, best_t = s;
-      if (!in) {
-        if (!(f < band)) { s += maxf((f - band) * 0.9f, min_step); continue; }
-        in = true;
-        tin = maxf(a, s - 0.5f * min_step);
+  const vf zero = {}, small = all(min_step);
+  March m = {};
+  int64_t next = begin;
+  for (int i = 0; i < HH_LANES; ++i) m.step[i] = -1;  // asks for a ray
+  for (;;) {
+    for (int i = 0; i < HH_LANES; ++i) {
+      while (m.step[i] < 0) {
+        if (m.alive[i]) {
+          const int64_t n = m.ray[i];
+          const bool miss = m.tin[i] < 0;
+          t0[n] = miss ? m.best_t[i] - min_step : m.tin[i];
+          t1[n] = (miss ? m.best_t[i] + min_step : m.tout[i]) + 0.5f * min_step;
+          phi_min[n] = m.best[i];
+        }
+        m.alive[i] = next < end ? -1 : 0;
+        m.step[i] = 0;
+        if (!m.alive[i]) break;
+        const float *o = o_ + 3 * next, *d = d_ + 3 * next;
+        float a = 0, b = 1e9f;
+        for (int k = 0; k < 3; ++k) {
+          m.o[k][i] = o[k], m.d[k][i] = d[k];
+          const float dk = absf(d[k]) > 1e-12f ? d[k] : 1e-12f, r = 1.f / dk;
+          const float p = (g.lo[k] - o[k]) * r, q = (g.lo[k] + (g.R - 1) * g.h - o[k]) * r;
+          a = maxf(a, minf(p, q));
+          b = minf(b, maxf(p, q));
+        }
+        m.a[i] = m.s[i] = a, m.b[i] = b, m.best[i] = 1e9f, m.best_t[i] = 0.5f * (a + b);
+        m.tin[i] = m.tout[i] = -1, m.in[i] = 0;
+        m.ray[i] = next++;
+        if (!(a < b)) m.step[i] = -1;
       }
-      tout = s;
-      if (f < -band) break;
-      if (f > band) {
-        if (best <= 0.6f * band) break;
-        in = false;  // it only grazed the outer band: keep looking
-        s += maxf((f - band) * 0.9f, min_step);
-        continue;
-      }
-      s += min_step;
     }
-    if (tin < 0) tin = best_t - min_step, tout = best_t + min_step;
-    t0[n] = tin;
-    t1[n] = tout + 0.5f * min_step;
-    phi_min[n] = best;
+    const vi alive = lanes(m.alive);
+    if (!any(alive)) return;
+    vi done;
+    do {
+      const vf s = lanes(m.s), x[3] = {lanes(m.o[0]) + s * lanes(m.d[0]), lanes(m.o[1]) + s * lanes(m.d[1]), lanes(m.o[2]) + s * lanes(m.d[2])};
+      const vf f = sdf_at(g, x, inv), jump = (f - band) * 0.9f, start = s - 0.5f * small;
+      const vi closer = f < lanes(m.best), was_in = lanes(m.in), enters = ~was_in & (f < band), in = was_in | enters;
+      lanes(m.best_t) = closer ? s : lanes(m.best_t);
+      const vf best = lanes(m.best) = closer ? f : lanes(m.best);
+      lanes(m.tin) = enters ? (start > lanes(m.a) ? start : lanes(m.a)) : lanes(m.tin);
+      lanes(m.tout) = in ? s : lanes(m.tout);
+      const vi beyond = in & (f > band), through = in & ((f < -band) | (beyond & (best <= 0.6f * band)));
+      const vi slow = in & ~beyond;  // a ray that only grazed the outer band goes on as if it had not been in
+      lanes(m.in) = slow;
+      const vf t = s + ((slow | ~(jump > small)) ? small : jump);
+      lanes(m.s) = t;
+      const vi step = lanes(m.step) + 1;
+      done = alive & (through | ~(t < lanes(m.b)) | (step >= 256));
+      lanes(m.step) = done ? vi{} - 1 : step;
+    } while (!any(done));
   }
 }
 
