@@ -168,6 +168,29 @@ def test_reg_blur_adam_equal_twin(rng):
     assert torch.allclose(grids[0].data, grids[1].data, atol=2e-5)
 
 
+@compiled
+@pytest.mark.parametrize("blur", [0, 1, 2, 3])
+@pytest.mark.parametrize("R", [3, 13, 33])
+def test_update_is_reg_blur_and_adam(R, blur, rng):
+    base = sphere(R=R, backend="cpu")
+    data = base.data + 0.003 * torch.randn(R, R, R, 4, generator=rng)
+    grids = [SdfGrid(data, base.lo, base.h, "cpu") for _ in range(2)]
+    x = points(base, 300, rng)
+    for k in range(4):
+        for g in grids:
+            g.sample(x)[0].square().sum().backward()
+        a = grids[0].update(0.1, 2e-4, 0.03, 1e-4, 1e-2, blur)
+        b = grids[1].reg(0.1, 2e-4, 0.03)
+        grids[1].blur(blur)
+        grids[1].adam(1e-4, 1e-2)
+        if k == 1:
+            [g.adam(1e-4, 1e-2) for g in grids]  # no gradient: only the step counts
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-9)
+        assert (grids[0].grad == 0).all()
+        assert torch.allclose(grids[0].data, grids[1].data, atol=1e-5)
+        assert torch.allclose(grids[0]._v, grids[1]._v, rtol=1e-3, atol=1e-9)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_distance_field_has_no_eikonal_loss(backend):
     g = sphere(R=65, backend=backend)
@@ -228,7 +251,9 @@ def test_same_bits_for_any_thread_count(rng):
             g.blur(2)
             kept = g.grad.clone()
             g.adam(1e-4, 1e-2)
-            results.append((val, grad, x.grad, kept, g.data, torch.tensor(loss)))
+            g.sample(x.detach())[0].square().sum().backward()
+            again = g.update(0.1, 1e-3, 0.05, 1e-4, 1e-2)
+            results.append((val, grad, x.grad, kept, g.data, torch.tensor(loss + again)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

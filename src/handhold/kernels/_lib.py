@@ -26,6 +26,7 @@ _SIGNATURES = {
     "hh_grid_reg": (None, [_P, _I, _LO, _F, _F, _F, _F, _P, _P, _P, _I]),
     "hh_grid_blur": (None, [_P, _I, _P, _I, _I]),
     "hh_grid_adam": (None, [_L, _P, _P, _P, _P, _F, _F, _F, _F, _I, _F, _I]),
+    "hh_grid_update": (None, [_P, _I, _F, _F, _F, _F, _I, _P, _P, _P, _F, _F, _F, _F, _I, _F, _P, _P, _I, _P, _I]),
     "hh_render_forward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _I]),
     "hh_render_backward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _P, _P, _P, _P, _P, _I]),
     "hh_encode_forward": (None, [_L, _P, _P, _I, _I, _P, _P, _P, _I, _P, _P, _I]),

@@ -35,6 +35,7 @@ class SdfGrid:
         self._m: Tensor | None = None
         self._v: Tensor | None = None
         self._tmp: Tensor | None = None
+        self._rms: Tensor | None = None  # of Adam's second moment, kept from one `update` to the next
         self._lo = _LO(*self.lo.tolist())
         # Gives autograd something to differentiate when x itself needs no gradient.
         self._anchor = torch.zeros((), dtype=data.dtype, device=data.device, requires_grad=True)
@@ -129,9 +130,8 @@ class SdfGrid:
 
         rel_eps: epsilon of the distance channel, as a fraction of the grid's rms gradient: weakly seen voxels stay put.
         """
-        self.step += 1
-        if self._m is None:
-            self._m, self._v = torch.zeros_like(self.data), torch.zeros_like(self.data)
+        self._begin_step()
+        self._rms = None
         if self.backend == "torch":
             flat = [t.view(-1, 4) for t in (self.data, self.grad, self._m, self._v)]
             grid_torch.adam(*flat, lr_sdf, lr_color, *betas, self.step, rel_eps)
@@ -140,6 +140,36 @@ class SdfGrid:
                 self.R**3, pointer(self.data), pointer(self.grad), pointer(self._m), pointer(self._v),
                 lr_sdf, lr_color, *betas, self.step, rel_eps, threads(),
             )  # fmt: skip
+
+    @torch.no_grad()
+    def update(
+        self,
+        w_eik: float,
+        w_lap: float,
+        band: float,
+        lr_sdf: float,
+        lr_color: float,
+        blur: int = 2,
+        betas: tuple[float, float] = (0.9, 0.99),
+        rel_eps: float = 0.3,
+    ) -> tuple[float, float]:
+        """`reg`, `blur` and `adam` in one sweep over the voxels that have a gradient; returns what `reg` does."""
+        if self.backend == "torch":
+            means = self.reg(w_eik, w_lap, band)
+            self.blur(blur)
+            self.adam(lr_sdf, lr_color, betas, rel_eps)
+            return means
+        self._begin_step()
+        fresh = self._rms is None
+        if fresh:
+            self._rms = torch.empty(self.R, 2, dtype=torch.float64)
+        loss = torch.zeros(2, dtype=torch.float64)
+        _lib.lib().hh_grid_update(
+            pointer(self.data), self.R, self.h, w_eik, w_lap, band, blur,
+            pointer(self.grad), pointer(self._m), pointer(self._v), lr_sdf, lr_color, *betas, self.step, rel_eps,
+            pointer(self._scratch()), pointer(self._rms), fresh, pointer(loss), threads(),
+        )  # fmt: skip
+        return loss[0].item(), loss[1].item()
 
     def zero_grad(self) -> None:
         self.grad.zero_()
@@ -150,6 +180,11 @@ class SdfGrid:
         f = self.data.permute(3, 0, 1, 2)[None]
         f = torch.nn.functional.interpolate(f, size=(R, R, R), mode="trilinear", align_corners=True)
         return SdfGrid(f[0].permute(1, 2, 3, 0), self.lo, self.h * (self.R - 1) / (R - 1), self.backend)
+
+    def _begin_step(self) -> None:
+        self.step += 1
+        if self._m is None:
+            self._m, self._v = torch.zeros_like(self.data), torch.zeros_like(self.data)
 
     def _scratch(self) -> Tensor:
         if self._tmp is None:

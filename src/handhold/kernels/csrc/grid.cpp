@@ -1,4 +1,4 @@
-// C ABI of the grid ops: threads, memory and the order of sums. The arithmetic is in grid_isa.h and render_isa.h.
+// C ABI of the grid ops: threads, memory and the order of sums. The arithmetic is in grid_isa.h, grid_update_isa.h and render_isa.h.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -90,6 +90,53 @@ HH_API void hh_grid_adam(int64_t n, float* data, float* grad, float* m, float* v
     if (v[4 * i] > 0) sum += v[4 * i], ++count;
   const float eps = rel_eps * static_cast<float>(std::sqrt(sum / std::max<int64_t>(1, count) * c2)) + 1e-20f;
   parallel_ranges(n, 16384, threads, [&](int64_t b, int64_t e) { kernels().grid_adam(b, e, data, grad, m, v, lr_sdf, lr_color, b1, b2, c1, c2, eps); });
+}
+
+// Regularisers, blur and Adam at once. tmp: 3 R^3 floats; rms: (R,2), read unless `fresh`; loss: the two unweighted means.
+HH_API void hh_grid_update(float* data, int R, float h, float w_eik, float w_lap, float band, int blur, float* v_data, float* m, float* v, float lr_sdf,
+                           float lr_color, float b1, float b2, int step, float rel_eps, float* tmp, double* rms, int fresh, double* loss, int threads) {
+  const int64_t rows = static_cast<int64_t>(R) * R, size = rows * R;
+  GridUpdate u{};
+  u.R = R, u.blur = blur, u.h = h, u.w_eik = w_eik, u.w_lap = w_lap, u.band = band;
+  u.lr_sdf = lr_sdf, u.lr_color = lr_color, u.b1 = b1, u.b2 = b2;
+  u.c1 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(b1), step)));
+  u.c2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(b2), step)));
+  u.data = data, u.v_data = v_data, u.m = m, u.v = v, u.f = tmp, u.a = tmp + size, u.rms = rms;
+  std::vector<Span> spans(4 * rows);
+  u.band_span = spans.data(), u.v_span = u.band_span + rows, u.a_span = u.v_span + rows;
+  std::vector<double> sums(3 * R);
+  u.sums = sums.data();
+  parallel(R, threads, [&](int64_t i) { kernels().grid_scan(u, static_cast<int>(i)); });
+  double total[3] = {0, 0, 0};
+  for (int i = 0; i < R; ++i) total[2] += sums[3 * i + 2];
+  const double inv = 1.0 / std::max(1.0, total[2]);
+  u.scale = static_cast<float>(inv);
+  // Slabs do part of their neighbours' work again, so there are no more than the threads need; a voxel's sum is the same in any.
+  const int slabs = threads <= 1 ? 1 : std::max(1, std::min(2 * threads, R / 8));
+  std::vector<float> work(14 * rows * slabs);
+  std::vector<Span> work_span(static_cast<size_t>(4) * R * slabs);
+  parallel(slabs, threads, [&](int64_t k) {
+    kernels().grid_slab(u, static_cast<int>(k * R / slabs), static_cast<int>((k + 1) * R / slabs), &work[14 * rows * k], &work_span[4 * R * k]);
+  });
+  for (int i = 0; i < R; ++i) total[0] += sums[3 * i], total[1] += sums[3 * i + 1];
+  float *from = u.a, *to = tmp + 2 * size;
+  Span *from_span = u.a_span, *to_span = from_span + rows;
+  for (int it = 1; it < blur; ++it) {
+    parallel(slabs, threads, [&](int64_t k) {
+      for (int64_t i = k * R / slabs; i < (k + 1) * R / slabs; ++i)
+        kernels().grid_blur_next(u, static_cast<int>(i), from, from_span, to, to_span, &work[14 * rows * k], &work_span[4 * R * k]);
+    });
+    std::swap(from, to), std::swap(from_span, to_span);
+  }
+  if (fresh) parallel(R, threads, [&](int64_t i) { kernels().grid_rms(u, static_cast<int>(i)); });
+  double sum = 0, count = 0;
+  for (int i = 0; i < R; ++i) sum += rms[2 * i], count += rms[2 * i + 1];
+  u.eps = rel_eps * static_cast<float>(std::sqrt(std::max(0.0, sum) / std::max(1.0, count) * u.c2)) + 1e-20f;
+  parallel(slabs, threads, [&](int64_t k) {
+    for (int64_t i = k * R / slabs; i < (k + 1) * R / slabs; ++i) kernels().grid_step(u, static_cast<int>(i), from, from_span, &work[14 * rows * k]);
+  });
+  loss[0] = total[0] * inv;
+  loss[1] = total[1] * inv;
 }
 
 HH_API void hh_render_forward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h, float beta,

@@ -5,6 +5,10 @@
 namespace hh {
 namespace {
 
+typedef float vfu __attribute__((vector_size(HH_LANES * 4), aligned(4)));
+HH_INLINE vf load(const float* p) { return (vf)(*(const vfu*)p); }
+HH_INLINE void store(float* p, vf v) { *(vfu*)p = (vfu)v; }
+
 // Cells of HH_LANES points: index of the low corner's voxel, its plane, fractions, and per axis whether the point was inside.
 struct Cells {
   int32_t index[HH_LANES], plane[HH_LANES];
@@ -238,13 +242,13 @@ struct RegTerms {
   float h, w_eik, w_lap, band;
 };
 
-// One inner row of grid_reg_flux. A function of its own because only restrict parameters convince the compiler to vectorise it.
-__attribute__((noinline)) void reg_row(int R, const float* __restrict p, RegTerms a, float* __restrict fx, float* __restrict fy,
+// Voxels [k0,k1) of one inner row of grid_reg_flux. A function of its own because only restrict parameters convince the compiler to vectorise it.
+__attribute__((noinline)) void reg_row(int R, int k0, int k1, const float* __restrict p, RegTerms a, float* __restrict fx, float* __restrict fy,
                                        float* __restrict fz, float* __restrict fl, double* __restrict sums) {
   const int64_t sx = (int64_t)R * R, sy = R;
   const float i2h = 0.5f / a.h, ih = 1.f / a.h, we = 2 * a.w_eik * i2h, wl = 2 * a.w_lap * ih;
   float le = 0, ll = 0, count = 0;  // a row is short enough for float sums
-  for (int k = 1; k < R - 1; ++k) {
+  for (int k = k0; k < k1; ++k) {
     const float gx = (p[k + sx] - p[k - sx]) * i2h, gy = (p[k + sy] - p[k - sy]) * i2h, gz = (p[k + 1] - p[k - 1]) * i2h;
     const float on = absf(p[k]) <= a.band ? 1.f : 0.f;
     const float l = __builtin_sqrtf(gx * gx + gy * gy + gz * gz) + 1e-9f, e = l - 1, q = on * we * e / l;
@@ -266,7 +270,7 @@ void grid_reg_flux(int R, int i, const float* f, float h, float w_eik, float w_l
     const bool border = i < 1 || j < 1 || i >= R - 1 || j >= R - 1;
     for (int c = 0; c < 4; ++c)
       for (int k = 0; k < R; k += border ? 1 : R - 1) o[c][k] = 0;
-    if (!border) reg_row(R, f + at, {h, w_eik, w_lap, band}, o[0], o[1], o[2], o[3], sums);
+    if (!border) reg_row(R, 1, R - 1, f + at, {h, w_eik, w_lap, band}, o[0], o[1], o[2], o[3], sums);
   }
 }
 

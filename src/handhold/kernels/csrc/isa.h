@@ -13,6 +13,22 @@ struct GridView {
   float lo[3], h;
 };
 
+// Columns [lo,hi) of a row; empty when hi <= lo.
+struct Span {
+  int32_t lo, hi;
+};
+
+// One step of regularisers, blur and Adam; see SdfGrid.update.
+struct GridUpdate {
+  int R, blur;
+  float h, w_eik, w_lap, band, scale;             // scale: 1 / number of voxels in the band
+  float lr_sdf, lr_color, b1, b2, c1, c2, eps;
+  float *data, *v_data, *m, *v;                   // (R,R,R,4)
+  float *f, *a;                                   // (R,R,R) distance; gradient of channel 0 on its way through the blur
+  Span *band_span, *v_span, *a_span;              // (R,R) rows: in the band, with a sample's gradient, of a
+  double *sums, *rms;                             // (R,3) eikonal, Laplacian, count; (R,2) second moment and its count
+};
+
 // NeuS compositing of one ray batch: samples at t (n,S) along o + t d.
 struct RenderArgs {
   GridView grid;
@@ -122,6 +138,11 @@ struct Kernels {
   void (*grid_blur_plane)(int R, int plane, const float* v_data, float* a, float* b);
   void (*grid_blur_across)(int R, int plane, const float* a, float* b, float* v_data);
   void (*grid_adam)(int64_t b, int64_t e, float* p, float* g, float* m, float* v, float lr_sdf, float lr_color, float b1, float b2, float c1, float c2, float eps);
+  void (*grid_scan)(const GridUpdate&, int plane);
+  void (*grid_slab)(const GridUpdate&, int plane0, int plane1, float* work, Span* spans);
+  void (*grid_blur_next)(const GridUpdate&, int plane, const float* from, const Span* from_span, float* to, Span* to_span, float* work, Span* spans);
+  void (*grid_step)(const GridUpdate&, int plane, const float* from, const Span* span, float* row);
+  void (*grid_rms)(const GridUpdate&, int plane);
   void (*render_forward)(const RenderArgs&, int64_t b, int64_t e);
   void (*render_backward)(const RenderArgs&, int64_t b, int64_t e);
   void (*splat_project)(const Project&, int64_t b, int64_t e);

@@ -10,10 +10,6 @@ constexpr float kNeusEps = 1e-6f;
 
 constexpr int kPad = kMaxSamples + HH_LANES;
 
-typedef float vfu __attribute__((vector_size(HH_LANES * 4), aligned(4)));
-HH_INLINE vf load(const float* p) { return (vf)(*(const vfu*)p); }
-HH_INLINE void store(float* p, vf v) { *(vfu*)p = (vfu)v; }
-
 HH_INLINE vf sigmoid(vf x) {
   const vf a = x < 0.f ? x : -x, e = exp_neg(-a), r = 1.f / (1.f + e);
   return x < 0.f ? e * r : r;
