@@ -24,8 +24,8 @@ class SdfGrid:
         """data (R,R,R,4), or (R,R,R) with mid grey for colour, is copied; lo: 3 numbers; h: voxel size; in metres."""
         if data.ndim == 3:
             data = torch.stack([data, *(torch.zeros_like(data),) * 3], -1)
-        if data.ndim != 4 or data.shape[3] != 4 or len(set(data.shape[:3])) != 1 or data.shape[0] < 3:
-            raise ValueError(f"a grid is (R,R,R) or (R,R,R,4) with R >= 3, not {tuple(data.shape)}")
+        if data.ndim != 4 or data.shape[3] != 4 or len(set(data.shape[:3])) != 1 or not 3 <= data.shape[0] <= 1024:
+            raise ValueError(f"a grid is (R,R,R) or (R,R,R,4) with R from 3 to 1024, not {tuple(data.shape)}")
         self.data = data.detach().clone(memory_format=torch.contiguous_format)
         self.grad = torch.zeros_like(self.data)
         self.h = float(h)

@@ -47,9 +47,10 @@ void grid_scan(const GridUpdate& u, int i) {
     Span s = {R, 0};
     if (i > 0 && j > 0 && i < R - 1 && j < R - 1) {
       int lo = 1, hi = R - 1, count = 0;
+      for (int k = lo; k < hi; ++k) count += absf(f[k]) <= u.band;
+      if (!count) lo = hi;
       while (lo < hi && !(absf(f[lo]) <= u.band)) ++lo;
       while (hi > lo && !(absf(f[hi - 1]) <= u.band)) --hi;
-      for (int k = lo; k < hi; ++k) count += absf(f[k]) <= u.band;
       if (lo < hi) s = {lo, hi};
       total += count;
     }
@@ -82,6 +83,24 @@ HH_INLINE void flux_plane(const GridUpdate& u, int i, bool own, const Slab& w) {
   }
 }
 
+HH_INLINE bool zero4(v4 v) {
+#if defined(__SSE2__)
+  return _mm_movemask_ps(_mm_cmpneq_ps((__m128)v, _mm_setzero_ps())) == 0;
+#else
+  return v[0] == 0 && v[1] == 0 && v[2] == 0 && v[3] == 0;
+#endif
+}
+
+const float kNone[kMaxGrid] = {};  // the flux beyond the border
+
+// The transposed stencils on one row. Flux is zero outside the inner voxels, so k - 1 and k + 1 may lie in the rows beside it.
+__attribute__((noinline)) void gather_row(Span s, float scale, const float* __restrict fz, const float* __restrict fl, const float* __restrict bx,
+                                          const float* __restrict bl, const float* __restrict ax, const float* __restrict al, const float* __restrict ly,
+                                          const float* __restrict ll, const float* __restrict ry, const float* __restrict rl, float* __restrict g) {
+  for (int k = s.lo; k < s.hi; ++k)
+    g[k] = scale * (bx[k] - ax[k] + ly[k] - ry[k] + fz[k - 1] - fz[k + 1] + (bl[k] + al[k] + ll[k] + rl[k] + fl[k - 1] + fl[k + 1] - 6 * fl[k]));
+}
+
 // The whole gradient of channel 0 in plane i, blurred along its two axes, into u.a.
 HH_INLINE void gather_plane(const GridUpdate& u, int i, const Slab& w) {
   const int R = u.R;
@@ -94,27 +113,17 @@ HH_INLINE void gather_plane(const GridUpdate& u, int i, const Slab& w) {
     for (int k = 0; k < R; ++k) g[k] = 0;
     const Span own = w.flux_span[i % 3][j], low = i ? w.flux_span[(i + 2) % 3][j] : none, high = i < R - 1 ? w.flux_span[(i + 1) % 3][j] : none;
     const Span left = j ? w.flux_span[i % 3][j - 1] : none, right = j < R - 1 ? w.flux_span[i % 3][j + 1] : none;
-    const float *fx = here + at, *fy = fx + p, *fz = fy + p, *fl = fz + p;
-    const float *bx = before + at, *bl = bx + 3 * p, *ax = after + at, *al = ax + 3 * p;
-    for (int k = own.lo; k < own.hi; ++k) g[k] = -6 * fl[k];
-    for (int k = low.lo; k < low.hi; ++k) g[k] += bx[k] + bl[k];
-    for (int k = high.lo; k < high.hi; ++k) g[k] += al[k] - ax[k];
-    for (int k = left.lo; k < left.hi; ++k) g[k] += fy[k - R] + fl[k - R];
-    for (int k = right.lo; k < right.hi; ++k) g[k] += fl[k + R] - fy[k + R];
-    for (int k = own.lo; k < own.hi; ++k) g[k + 1] += fz[k] + fl[k];  // the spans are of inner voxels: k +- 1 exist
-    for (int k = own.lo; k < own.hi; ++k) g[k - 1] += fl[k] - fz[k];
     const Span s = join(join(grow(own, R), join(low, high)), join(left, right));
+    if (s.lo < s.hi) {
+      const float *f = here + at, *b = i ? before + at : kNone, *a = i < R - 1 ? after + at : kNone;
+      const float *l = j ? f - R : kNone, *r = j < R - 1 ? f + R : kNone;
+      gather_row(s, u.scale, f + 2 * p, f + 3 * p, b, i ? b + 3 * p : kNone, a, i < R - 1 ? a + 3 * p : kNone, j ? l + p : kNone, j ? l + 3 * p : kNone,
+                 j < R - 1 ? r + p : kNone, j < R - 1 ? r + 3 * p : kNone, g);
+    }
     int lo = 0, hi = R;
-    for (; lo < R; ++lo) {
-      const v4 q = load4(v + 4 * lo);
-      if (q[0] != 0 || q[1] != 0 || q[2] != 0 || q[3] != 0) break;
-    }
-    for (; hi > lo; --hi) {
-      const v4 q = load4(v + 4 * hi - 4);
-      if (q[0] != 0 || q[1] != 0 || q[2] != 0 || q[3] != 0) break;
-    }
+    while (lo < hi && zero4(load4(v + 4 * lo))) ++lo;
+    while (hi > lo && zero4(load4(v + 4 * hi - 4))) --hi;
     const Span seen = lo < hi ? Span{lo, hi} : none;
-    for (int k = s.lo; k < s.hi; ++k) g[k] *= u.scale;
     for (int k = seen.lo; k < seen.hi; ++k) g[k] += v[4 * k];
     u.v_span[i * R + j] = seen;
     w.g_span[j] = join(s, seen);

@@ -13,6 +13,8 @@ struct GridView {
   float lo[3], h;
 };
 
+constexpr int kMaxGrid = 1024;  // voxels per axis
+
 // Columns [lo,hi) of a row; empty when hi <= lo.
 struct Span {
   int32_t lo, hi;
