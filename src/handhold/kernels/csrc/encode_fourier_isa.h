@@ -51,7 +51,7 @@ void fourier_forward(const FourierArgs& a, int64_t b, int64_t e) {
     if (jac)
       for (int64_t i = 0; i < 3 * D * lanes; ++i) jac[i] = 0;
     if (a.identity) {
-      store_rows<3>(val, D, lanes, x, false);
+      store_rows<3>(val, D, lanes, x);
       if (jac)
         for (int i = 0; i < lanes; ++i)
           for (int k = 0; k < 3; ++k) jac[3 * i * D + 4 * k] = 1;
@@ -73,7 +73,7 @@ void fourier_forward(const FourierArgs& a, int64_t b, int64_t e) {
         jac += 18;
       }
       for (int c = 0; c < 6; ++c) v[c] *= w;
-      store_rows<6>(val, D, lanes, v, false);
+      store_rows<6>(val, D, lanes, v);
       val += 6;
     }
   }
@@ -104,7 +104,7 @@ void fourier_v_x(const FourierArgs& a, int64_t b, int64_t e) {
       if (v_val) v_val += 6;
       if (v_jac) v_jac += 18;
     }
-    store_rows<3>(a.v_x + 3 * n, 3, lanes, out, false);
+    store_rows<3>(a.v_x + 3 * n, 3, lanes, out);
   }
 }
 

@@ -52,15 +52,10 @@ HH_INLINE void gather(const float* rows, const vu& index, vf* q) {
   alignas(32) uint32_t at[HH_LANES];
   *(vu*)at = index;
 #if HH_LANES == 8 && defined(__AVX2__)
-  if (F == 2) {
-    __m128 p[4];
-    for (int i = 0; i < 4; ++i) {
-      p[i] = _mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)(rows + 2 * (int64_t)at[2 * i])));
-      p[i] = _mm_loadh_pi(p[i], (const __m64*)(rows + 2 * (int64_t)at[2 * i + 1]));
-    }
-    const __m256 a = _mm256_set_m128(p[2], p[0]), b = _mm256_set_m128(p[3], p[1]);
-    q[0] = (vf)_mm256_shuffle_ps(a, b, 0x88);
-    q[F > 1] = (vf)_mm256_shuffle_ps(a, b, 0xdd);
+  if (F % 2 == 0) {
+    const float* p[8];
+    for (int i = 0; i < 8; ++i) p[i] = rows + F * (int64_t)at[i];
+    for (int f = 0; f < F; f += 2) load_pairs(p[0] + f, p[1] + f, p[2] + f, p[3] + f, p[4] + f, p[5] + f, p[6] + f, p[7] + f, q + f);
     return;
   }
 #endif
@@ -95,29 +90,47 @@ HH_INLINE void scatter_add(float* rows, const vu& index, const vf* g) {
   }
 }
 
-// Columns [0,C) of C rows `stride` floats apart, one row per lane: v[c][lane]. Lanes past the end give 0.
-template <int C>
-HH_INLINE void load_rows(const float* p, int64_t stride, int64_t lanes, vf* v) {
-  for (int c = 0; c < C; ++c) v[c] = vf{};
-  for (int i = 0; i < lanes; ++i)
-    for (int c = 0; c < C; ++c) v[c][i] = p[i * stride + c];
-}
-
-template <int C>
-HH_INLINE void store_rows(float* p, int64_t stride, int64_t lanes, const vf* v, bool add) {
-  alignas(32) float t[C][HH_LANES];
-  for (int c = 0; c < C; ++c) *(vf*)t[c] = v[c];
-  for (int i = 0; i < lanes; ++i)
-    for (int c = 0; c < C; ++c) p[i * stride + c] = add ? p[i * stride + c] + t[c][i] : t[c][i];
-}
-
 constexpr int64_t kEncodeBlock = 1024;  // points taken through all levels at once: their gradients stay in cache
+
+template <int C>
+HH_INLINE void add_rows(float* p, int64_t stride, int64_t lanes, vf* v) {
+  vf t[C];
+  load_rows<C>(p, stride, lanes, t);
+  for (int c = 0; c < C; ++c) v[c] += t[c];
+  store_rows<C>(p, stride, lanes, v);
+}
+
+// The points of one block, axis by axis.
+struct BlockPoints {
+  vf x[3][kEncodeBlock / HH_LANES];
+};
+
+HH_INLINE void load_block(const float* x, int64_t b, int64_t e, BlockPoints& p) {
+  for (int64_t n = b, i = 0; n < e; n += HH_LANES, ++i) {
+    vf q[3];
+    load_points(x, n, e, q);
+    for (int k = 0; k < 3; ++k) p.x[k][i] = q[k];
+  }
+}
+
+// dL/dvalue and dL/dJacobian of HH_LANES points; 0 where there is none.
+template <int F>
+HH_INLINE void load_upstream(const EncodeArgs& a, int64_t n, int64_t column, int64_t lanes, vf* v_value, vf* v_jac) {
+  if (a.v_val) load_rows<F>(a.v_val + n * a.D + column, a.D, lanes, v_value);
+  else
+    for (int f = 0; f < F; ++f) v_value[f] = vf{};
+  if (a.v_jac) load_rows<3 * F>(a.v_jac + 3 * (n * a.D + column), 3 * a.D, lanes, v_jac);
+  else
+    for (int f = 0; f < 3 * F; ++f) v_jac[f] = vf{};
+}
 
 template <int F, bool kSmooth>
 void encode_forward_(const EncodeArgs& a, int64_t b, int64_t e) {
   for (int64_t block = b; block < e; block += kEncodeBlock) {
     const int64_t stop = block + kEncodeBlock < e ? block + kEncodeBlock : e;
     bool first = true;
+    BlockPoints points;
+    load_block(a.x, block, stop, points);
     for (int l = 0; l < a.L; ++l) {
       const EncodeLevel& level = a.levels[l];
       if (a.sum && level.weight == 0 && !(first && l == a.L - 1)) continue;
@@ -125,10 +138,13 @@ void encode_forward_(const EncodeArgs& a, int64_t b, int64_t e) {
       const int64_t column = a.sum ? 0 : l * F;
       for (int64_t n = block; n < stop; n += HH_LANES) {
         const int64_t lanes = stop - n < HH_LANES ? stop - n : HH_LANES;
-        vf x[3], q[8][F], value[F] = {}, jac[3 * F] = {};
-        if (level.weight != 0) {
+        const int64_t at = (n - block) / HH_LANES;
+        vf q[8][F], value[F], jac[3 * F];
+        if (level.weight == 0) {
+          for (int f = 0; f < F; ++f) value[f] = jac[3 * f] = jac[3 * f + 1] = jac[3 * f + 2] = vf{};
+        } else {
           Site s;
-          load_points(a.x, n, stop, x);
+          const vf x[3] = {points.x[0][at], points.x[1][at], points.x[2][at]};
           find_site<kSmooth>(a, level, x, s);
           for (int c = 0; c < 8; ++c) gather<F>(rows, s.index[c], q[c]);
           const vf u = s.s[0], v = s.s[1], w = s.s[2];
@@ -143,8 +159,14 @@ void encode_forward_(const EncodeArgs& a, int64_t b, int64_t e) {
             jac[3 * f + 2] = (t[0] + (t[1] - t[0]) * u) * dz;
           }
         }
-        store_rows<F>(a.val + n * a.D + column, a.D, lanes, value, !first && a.sum);
-        if (a.jac) store_rows<3 * F>(a.jac + 3 * (n * a.D + column), 3 * a.D, lanes, jac, !first && a.sum);
+        float *val = a.val + n * a.D + column, *slope = a.jac + 3 * (n * a.D + column);
+        if (a.sum && !first) {
+          add_rows<F>(val, a.D, lanes, value);
+          if (a.jac) add_rows<3 * F>(slope, 3 * a.D, lanes, jac);
+        } else {
+          store_rows<F>(val, a.D, lanes, value);
+          if (a.jac) store_rows<3 * F>(slope, 3 * a.D, lanes, jac);
+        }
       }
       first = false;
     }
@@ -156,6 +178,8 @@ template <int F, bool kSmooth>
 void encode_v_table_(const EncodeArgs& a, int l0, int l1) {
   for (int64_t block = 0; block < a.n; block += kEncodeBlock) {
     const int64_t stop = block + kEncodeBlock < a.n ? block + kEncodeBlock : a.n;
+    BlockPoints points;
+    load_block(a.x, block, stop, points);
     for (int l = l0; l < l1; ++l) {
       const EncodeLevel& level = a.levels[l];
       if (level.weight == 0) continue;
@@ -163,12 +187,12 @@ void encode_v_table_(const EncodeArgs& a, int l0, int l1) {
       const int64_t column = a.sum ? 0 : l * F;
       for (int64_t n = block; n < stop; n += HH_LANES) {
         const int64_t lanes = stop - n < HH_LANES ? stop - n : HH_LANES;
-        vf x[3], g[8][F], v_value[F] = {}, v_jac[3 * F] = {};
+        const int64_t at = (n - block) / HH_LANES;
+        const vf x[3] = {points.x[0][at], points.x[1][at], points.x[2][at]};
+        vf g[8][F], v_value[F], v_jac[3 * F];
         Site s;
-        load_points(a.x, n, stop, x);
         find_site<kSmooth>(a, level, x, s);
-        if (a.v_val) load_rows<F>(a.v_val + n * a.D + column, a.D, lanes, v_value);
-        if (a.v_jac) load_rows<3 * F>(a.v_jac + 3 * (n * a.D + column), 3 * a.D, lanes, v_jac);
+        load_upstream<F>(a, n, column, lanes, v_value, v_jac);
         const vf U[2] = {1.f - s.s[0], s.s[0]}, V[2] = {1.f - s.s[1], s.s[1]}, W[2] = {1.f - s.s[2], s.s[2]};
         for (int f = 0; f < F; ++f) {
           const vf v = v_value[f] * level.weight;
@@ -201,12 +225,11 @@ void encode_v_x_(const EncodeArgs& a, int64_t b, int64_t e) {
       if (level.weight == 0) continue;
       const float* rows = a.table + level.offset * F;
       const int64_t column = a.sum ? 0 : l * F;
-      vf q[8][F], v_value[F] = {}, v_jac[3 * F] = {};
+      vf q[8][F], v_value[F], v_jac[3 * F];
       Site s;
       find_site<kSmooth>(a, level, x, s);
       for (int c = 0; c < 8; ++c) gather<F>(rows, s.index[c], q[c]);
-      if (a.v_val) load_rows<F>(a.v_val + n * a.D + column, a.D, lanes, v_value);
-      if (a.v_jac) load_rows<3 * F>(a.v_jac + 3 * (n * a.D + column), 3 * a.D, lanes, v_jac);
+      load_upstream<F>(a, n, column, lanes, v_value, v_jac);
       const vf u = s.s[0], v = s.s[1], w = s.s[2], dx = s.d[0], dy = s.d[1], dz = s.d[2];
       vf r[3] = {};
       for (int f = 0; f < F; ++f) {
@@ -226,7 +249,7 @@ void encode_v_x_(const EncodeArgs& a, int64_t b, int64_t e) {
       }
       for (int k = 0; k < 3; ++k) out[k] += r[k] * level.weight;
     }
-    store_rows<3>(a.v_x + 3 * n, 3, lanes, out, false);
+    store_rows<3>(a.v_x + 3 * n, 3, lanes, out);
   }
 }
 

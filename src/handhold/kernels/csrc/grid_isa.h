@@ -9,6 +9,17 @@ typedef float vfu __attribute__((vector_size(HH_LANES * 4), aligned(4)));
 HH_INLINE vf load(const float* p) { return (vf)(*(const vfu*)p); }
 HH_INLINE void store(float* p, vf v) { *(vfu*)p = (vfu)v; }
 
+#if HH_LANES == 8 && defined(__AVX2__)
+// v[0][i], v[1][i] = the two floats at the i-th address
+HH_INLINE void load_pairs(const float* a, const float* b, const float* c, const float* d, const float* e, const float* f, const float* g, const float* h, vf* v) {
+#define HH_PAIR(p, q) _mm_loadh_pi(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)(p))), (const __m64*)(q))
+  const __m256 lo = _mm256_set_m128(HH_PAIR(e, f), HH_PAIR(a, b)), hi = _mm256_set_m128(HH_PAIR(g, h), HH_PAIR(c, d));
+#undef HH_PAIR
+  v[0] = (vf)_mm256_shuffle_ps(lo, hi, 0x88);
+  v[1] = (vf)_mm256_shuffle_ps(lo, hi, 0xdd);
+}
+#endif
+
 // Cells of HH_LANES points: index of the low corner's voxel, its plane, fractions, and per axis whether the point was inside.
 struct Cells {
   int32_t index[HH_LANES], plane[HH_LANES];
@@ -30,7 +41,61 @@ HH_INLINE void find_cells(const GridView& g, const vf* x, float inv, Cells& c) {
   __builtin_memcpy(c.index, &index, sizeof(vi));
 }
 
+// HH_LANES numbers `stride` floats apart. A list, because filling a vector lane by lane goes through memory and stalls.
+HH_INLINE vf strided(const float* p, int64_t stride) {
+#if HH_LANES == 8
+  return vf{p[0], p[stride], p[2 * stride], p[3 * stride], p[4 * stride], p[5 * stride], p[6 * stride], p[7 * stride]};
+#else
+  return vf{p[0], p[stride], p[2 * stride], p[3 * stride]};
+#endif
+}
+
+// Columns [0,C) of HH_LANES rows `stride` floats apart, one row per lane; only the first `lanes` rows exist, the others give 0.
+template <int C>
+HH_INLINE void load_rows(const float* p, int64_t stride, int64_t lanes, vf* v) {
+  if (lanes < HH_LANES) {
+    for (int c = 0; c < C; ++c) {
+      v[c] = vf{};
+      for (int i = 0; i < lanes; ++i) v[c][i] = p[i * stride + c];
+    }
+    return;
+  }
+#if HH_LANES == 8 && defined(__AVX2__)
+  if (C % 2 == 0) {
+    for (int c = 0; c < C; c += 2) load_pairs(p + c, p + stride + c, p + 2 * stride + c, p + 3 * stride + c, p + 4 * stride + c, p + 5 * stride + c,
+                                              p + 6 * stride + c, p + 7 * stride + c, v + c);
+    return;
+  }
+#endif
+  for (int c = 0; c < C; ++c) v[c] = strided(p + c, stride);
+}
+
+template <int C>
+HH_INLINE void store_rows(float* p, int64_t stride, int64_t lanes, const vf* v) {
+#if HH_LANES == 8 && defined(__AVX2__)
+  if (C % 2 == 0 && lanes == HH_LANES) {
+    for (int c = 0; c < C; c += 2) {
+      const __m256 lo = _mm256_unpacklo_ps((__m256)v[c], (__m256)v[c + 1]), hi = _mm256_unpackhi_ps((__m256)v[c], (__m256)v[c + 1]);
+      const __m128 q[4] = {_mm256_castps256_ps128(lo), _mm256_castps256_ps128(hi), _mm256_extractf128_ps(lo, 1), _mm256_extractf128_ps(hi, 1)};
+      for (int i = 0; i < 4; ++i) {
+        _mm_storel_pi((__m64*)(p + 2 * i * stride + c), q[i]);
+        _mm_storeh_pi((__m64*)(p + (2 * i + 1) * stride + c), q[i]);
+      }
+    }
+    return;
+  }
+#endif
+  alignas(32) float t[C][HH_LANES];
+  for (int c = 0; c < C; ++c) *(vf*)t[c] = v[c];
+  for (int i = 0; i < lanes; ++i)
+    for (int c = 0; c < C; ++c) p[i * stride + c] = t[c][i];
+}
+
 HH_INLINE void load_points(const float* x, int64_t at, int64_t end, vf* p) {
+  if (at + HH_LANES <= end) {
+    for (int k = 0; k < 3; ++k) p[k] = strided(x + 3 * at + k, 3);
+    return;
+  }
   for (int i = 0; i < HH_LANES; ++i) {
     const float* q = x + 3 * (at + i < end ? at + i : end - 1);  // lanes past the end repeat the last point
     p[0][i] = q[0], p[1][i] = q[1], p[2][i] = q[2];
