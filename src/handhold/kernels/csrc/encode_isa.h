@@ -216,40 +216,49 @@ void encode_v_table_(const EncodeArgs& a, int l0, int l1) {
 // dL/dx with the second-order terms of the Jacobian: mixed derivatives always, pure ones under smoothstep.
 template <int F, bool kSmooth>
 void encode_v_x_(const EncodeArgs& a, int64_t b, int64_t e) {
-  for (int64_t n = b; n < e; n += HH_LANES) {
-    const int64_t lanes = e - n < HH_LANES ? e - n : HH_LANES;
-    vf x[3], out[3] = {};
-    load_points(a.x, n, e, x);
+  for (int64_t block = b; block < e; block += kEncodeBlock) {
+    const int64_t stop = block + kEncodeBlock < e ? block + kEncodeBlock : e, groups = (stop - block + HH_LANES - 1) / HH_LANES;
+    BlockPoints points, out;
+    load_block(a.x, block, stop, points);
+    for (int64_t i = 0; i < groups; ++i) out.x[0][i] = out.x[1][i] = out.x[2][i] = vf{};
     for (int l = 0; l < a.L; ++l) {
       const EncodeLevel& level = a.levels[l];
       if (level.weight == 0) continue;
       const float* rows = a.table + level.offset * F;
       const int64_t column = a.sum ? 0 : l * F;
-      vf q[8][F], v_value[F], v_jac[3 * F];
-      Site s;
-      find_site<kSmooth>(a, level, x, s);
-      for (int c = 0; c < 8; ++c) gather<F>(rows, s.index[c], q[c]);
-      load_upstream<F>(a, n, column, lanes, v_value, v_jac);
-      const vf u = s.s[0], v = s.s[1], w = s.s[2], dx = s.d[0], dy = s.d[1], dz = s.d[2];
-      vf r[3] = {};
-      for (int f = 0; f < F; ++f) {
-        vf z[4], p[4], y[2], m[2], t[2], h[2];
-        for (int i = 0; i < 4; ++i) z[i] = q[2 * i + 1][f] - q[2 * i][f], p[i] = q[2 * i][f] + z[i] * w;
-        for (int i = 0; i < 2; ++i) {
-          y[i] = p[2 * i + 1] - p[2 * i], m[i] = p[2 * i] + y[i] * v;
-          h[i] = z[2 * i + 1] - z[2 * i], t[i] = z[2 * i] + h[i] * v;
+      for (int64_t i = 0; i < groups; ++i) {
+        const int64_t n = block + i * HH_LANES, lanes = stop - n < HH_LANES ? stop - n : HH_LANES;
+        const vf x[3] = {points.x[0][i], points.x[1][i], points.x[2][i]};
+        vf q[8][F], v_value[F], v_jac[3 * F];
+        Site s;
+        find_site<kSmooth>(a, level, x, s);
+        for (int c = 0; c < 8; ++c) gather<F>(rows, s.index[c], q[c]);
+        load_upstream<F>(a, n, column, lanes, v_value, v_jac);
+        const vf u = s.s[0], v = s.s[1], w = s.s[2], dx = s.d[0], dy = s.d[1], dz = s.d[2];
+        vf r[3] = {};
+        for (int f = 0; f < F; ++f) {
+          vf z[4], p[4], y[2], m[2], t[2], h[2];
+          for (int i = 0; i < 4; ++i) z[i] = q[2 * i + 1][f] - q[2 * i][f], p[i] = q[2 * i][f] + z[i] * w;
+          for (int i = 0; i < 2; ++i) {
+            y[i] = p[2 * i + 1] - p[2 * i], m[i] = p[2 * i] + y[i] * v;
+            h[i] = z[2 * i + 1] - z[2 * i], t[i] = z[2 * i] + h[i] * v;
+          }
+          const vf gx = m[1] - m[0], gy = y[0] + (y[1] - y[0]) * u, gz = t[0] + (t[1] - t[0]) * u;
+          const vf xy = (y[1] - y[0]) * dx * dy, xz = (t[1] - t[0]) * dx * dz, yz = (h[0] + (h[1] - h[0]) * u) * dy * dz;
+          const vf jx = v_jac[3 * f], jy = v_jac[3 * f + 1], jz = v_jac[3 * f + 2];
+          r[0] += v_value[f] * gx * dx + jy * xy + jz * xz;
+          r[1] += v_value[f] * gy * dy + jx * xy + jz * yz;
+          r[2] += v_value[f] * gz * dz + jx * xz + jy * yz;
+          if (kSmooth) r[0] += jx * gx * s.c[0], r[1] += jy * gy * s.c[1], r[2] += jz * gz * s.c[2];
         }
-        const vf gx = m[1] - m[0], gy = y[0] + (y[1] - y[0]) * u, gz = t[0] + (t[1] - t[0]) * u;
-        const vf xy = (y[1] - y[0]) * dx * dy, xz = (t[1] - t[0]) * dx * dz, yz = (h[0] + (h[1] - h[0]) * u) * dy * dz;
-        const vf jx = v_jac[3 * f], jy = v_jac[3 * f + 1], jz = v_jac[3 * f + 2];
-        r[0] += v_value[f] * gx * dx + jy * xy + jz * xz;
-        r[1] += v_value[f] * gy * dy + jx * xy + jz * yz;
-        r[2] += v_value[f] * gz * dz + jx * xz + jy * yz;
-        if (kSmooth) r[0] += jx * gx * s.c[0], r[1] += jy * gy * s.c[1], r[2] += jz * gz * s.c[2];
+        for (int k = 0; k < 3; ++k) out.x[k][i] += r[k] * level.weight;
       }
-      for (int k = 0; k < 3; ++k) out[k] += r[k] * level.weight;
     }
-    store_rows<3>(a.v_x + 3 * n, 3, lanes, out);
+    for (int64_t i = 0; i < groups; ++i) {
+      const int64_t n = block + i * HH_LANES;
+      const vf o[3] = {out.x[0][i], out.x[1][i], out.x[2][i]};
+      store_rows<3>(a.v_x + 3 * n, 3, stop - n < HH_LANES ? stop - n : HH_LANES, o);
+    }
   }
 }
 
