@@ -270,12 +270,27 @@ def test_upsampling_keeps_the_field(backend, rng):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_empty_and_nan_points_are_harmless(backend):
+def test_empty_and_bad_points(backend):
     g = sphere(backend=backend)
     val, grad = g.sample(torch.zeros(0, 3))
     assert val.shape == (0, 4) and grad.shape == (0, 3)
-    if backend == "cpu":
-        g.sample(torch.tensor([[float("nan"), float("inf"), -float("inf")]]))
+    assert torch.isfinite(g.sample(torch.tensor([[1e30, -3e38, 0.0]]))[0]).all()
+    good, t = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.1, 0.2]])
+    for bad in (torch.tensor([[0.0, torch.nan, 1.0]]), torch.tensor([[0.0, 0.0, -torch.inf]]), torch.zeros(1, 2)):
+        for f in (
+            lambda: g.sample(bad),  # noqa: B023
+            lambda: g.march(bad, good, 0.01, 0.01),  # noqa: B023
+            lambda: g.render(good, bad, t, 0.01),  # noqa: B023
+        ):
+            with pytest.raises(ValueError):
+                f()
+    for samples, beta in ((t * torch.nan, 0.01), (t[:, :1], 0.01), (t[[0, 0]], 0.01), (t, 0.0), (t, float("nan"))):
+        with pytest.raises(ValueError):
+            g.render(good, good, samples, beta)
+    with pytest.raises(ValueError):
+        SdfGrid(torch.zeros(4, 4, 4), (0, 0, torch.nan), 0.1, backend)
+    with pytest.raises(ValueError):
+        SdfGrid(torch.zeros(4, 4, 4), (0, 0, 0), 0.0, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -30,6 +30,8 @@ class SdfGrid:
         self.grad = torch.zeros_like(self.data)
         self.h = float(h)
         self.lo = torch.as_tensor(lo, dtype=data.dtype, device=data.device).detach().reshape(-1).expand(3).clone()
+        if not (0 < self.h < float("inf") and bool(torch.isfinite(self.lo).all())):
+            raise ValueError(f"a grid needs a finite corner and a positive voxel size, not {self.lo.tolist()} and {h}")
         self.backend = _lib.resolve_backend(backend, self.data)
         self.step = 0
         self._m: Tensor | None = None
@@ -54,6 +56,7 @@ class SdfGrid:
 
         Backward adds to `self.grad` and returns dL/dx with the second-order terms of `grad`.
         """
+        _check_points(self, x=x)
         return _Sample.apply(x, self, self._anchor)
 
     def sample_sdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,6 +73,7 @@ class SdfGrid:
         that meets no band gets a window of +-min_step at its closest approach; one that misses the cube, phi_min = 1e9.
         """
         n = len(o)
+        _check_points(self, o=o, d=d)
         if self.backend == "torch":
             return grid_torch.march(self.data, self.lo, self.h, o.detach(), d.detach(), min_step, band)
         o, d = _flat(o), _flat(d)
@@ -87,9 +91,12 @@ class SdfGrid:
         Returns rgb (N,3) premultiplied, acc (N,), depth (N,) = sum of weight * t (over acc: the expected depth).
         Backward adds to `self.grad` and gives gradients to o, d and beta.
         """
-        if not 2 <= t.shape[1] <= 256:
-            raise ValueError(f"render takes 2 to 256 samples per ray, not {t.shape[1]}")
+        _check_points(self, o=o, d=d)
+        if t.shape[:-1] != o.shape[:1] or not 2 <= t.shape[1] <= 256 or not bool(torch.isfinite(t.detach()).all()):
+            raise ValueError(f"render takes 2 to 256 finite samples per ray, t (N,S), not {tuple(t.shape)}")
         beta = torch.as_tensor(beta, dtype=self.data.dtype, device=self.data.device)
+        if beta.numel() != 1 or not beta.item() > 0:
+            raise ValueError(f"beta is one positive width in metres, not {beta.tolist()}")
         return _Render.apply(o, d, beta, t, self, self._anchor)
 
     @torch.no_grad()
@@ -192,6 +199,17 @@ class SdfGrid:
         return self._tmp
 
 
+def _check_points(grid: SdfGrid, **points: Tensor) -> None:
+    n = len(next(iter(points.values())))
+    for name, p in points.items():
+        if p.shape != (n, 3):
+            raise ValueError(f"{name} has shape (N,3), not {tuple(p.shape)}")
+        if p.device != grid.data.device or not p.dtype.is_floating_point:
+            raise TypeError(f"{name} is {p.dtype} on {p.device}; the grid is {grid.data.dtype} on {grid.data.device}")
+        if not bool(torch.isfinite(p.detach()).all()):
+            raise ValueError(f"{name} must be finite; some are NaN or infinite")
+
+
 def _flat(t: Tensor) -> Tensor:
     return t.detach().to(torch.float32).contiguous()
 
@@ -247,14 +265,16 @@ class _Render(torch.autograd.Function):
         ctx.grid = grid
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(o, d, beta, t)
+        ctx.seen = None
         if grid.backend == "torch":
             return grid_torch.render(grid.data, grid.lo, grid.h, o, d, t, beta)
         n, S = t.shape
         o, d, t = _flat(o), _flat(d), _flat(t)
         rgb, acc, depth = torch.empty(n, 3), torch.empty(n), torch.empty(n)
+        ctx.seen = torch.empty(n, 4, S)  # what the samples saw, so that the backward need not look again
         _lib.lib().hh_render_forward(
             n, S, pointer(o), pointer(d), pointer(t), pointer(grid.data), grid.R, grid._lo, grid.h, float(beta),
-            pointer(rgb), pointer(acc), pointer(depth), threads(),
+            pointer(rgb), pointer(acc), pointer(depth), pointer(ctx.seen), threads(),
         )  # fmt: skip
         return rgb, acc, depth
 
@@ -278,8 +298,8 @@ class _Render(torch.autograd.Function):
         scratch = torch.empty(7 * n * S)
         _lib.lib().hh_render_backward(
             n, S, pointer(o), pointer(d), pointer(t), pointer(grid.data), grid.R, grid._lo, grid.h, float(beta),
-            pointer(v_rgb), pointer(v_acc), pointer(v_depth), pointer(grid.grad), pointer(v_o), pointer(v_d),
-            pointer(v_beta), pointer(scratch), threads(),
+            pointer(ctx.seen), pointer(v_rgb), pointer(v_acc), pointer(v_depth),
+            pointer(grid.grad), pointer(v_o), pointer(v_d), pointer(v_beta), pointer(scratch), threads(),
         )  # fmt: skip
         gb = v_beta.sum(dtype=torch.float64).to(beta.dtype).reshape(beta.shape) if wants_beta else None
         return v_o, v_d, gb, None, None, torch.zeros_like(grid._anchor)

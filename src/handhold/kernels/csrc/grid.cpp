@@ -140,18 +140,18 @@ HH_API void hh_grid_update(float* data, int R, float h, float w_eik, float w_lap
 }
 
 HH_API void hh_render_forward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h, float beta,
-                              float* rgb, float* acc, float* depth, int threads) {
+                              float* rgb, float* acc, float* depth, float* seen, int threads) {
   RenderArgs a{};
-  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.rgb = rgb, a.acc = acc, a.depth = depth;
+  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.rgb = rgb, a.acc = acc, a.depth = depth, a.seen = seen;
   parallel_ranges(n, 64, threads, [&](int64_t b, int64_t e) { kernels().render_forward(a, b, e); });
 }
 
-// Adds to v_data; v_o, v_d (n,3) and v_beta (n) may be null. scratch: 7 n S floats.
+// Adds to v_data; v_o, v_d (n,3) and v_beta (n) may be null; seen: as the forward left it. scratch: 7 n S floats.
 HH_API void hh_render_backward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h,
-                               float beta, const float* v_rgb, const float* v_acc, const float* v_depth, float* v_data, float* v_o, float* v_d, float* v_beta,
+                               float beta, float* seen, const float* v_rgb, const float* v_acc, const float* v_depth, float* v_data, float* v_o, float* v_d, float* v_beta,
                                float* scratch, int threads) {
   RenderArgs a{};
-  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.v_rgb = v_rgb, a.v_acc = v_acc, a.v_depth = v_depth;
+  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.seen = seen, a.v_rgb = v_rgb, a.v_acc = v_acc, a.v_depth = v_depth;
   a.v_val = scratch, a.x = scratch + 4 * n * S, a.v_o = v_o, a.v_d = v_d, a.v_beta = v_beta;
   parallel_ranges(n, 64, threads, [&](int64_t b, int64_t e) { kernels().render_backward(a, b, e); });
   scatter(a.grid, a.x, n * S, a.v_val, nullptr, v_data, threads);

@@ -38,6 +38,7 @@ struct RenderArgs {
   float beta;
   const float *o, *d, *t;                   // (n,3) (n,3) (n,S)
   float *rgb, *acc, *depth;                 // forward: (n,3) (n) (n)
+  float* seen;                              // (n,4,S) value at the samples, written by the forward and read by the backward
   const float *v_rgb, *v_acc, *v_depth;     // backward inputs
   float *x, *v_val;                         // backward outputs per sample: position (n*S,3) and dL/dval (n*S,4)
   float *v_o, *v_d;                         // backward, optional (n,3)

@@ -1,5 +1,5 @@
 // NeuS compositing on the grid (Wang et al., NeurIPS 2021, eq. 13: alpha from the logistic of consecutive distances), fused with
-// the trilinear lookup: no per-sample tensor is ever materialised in the forward pass.
+// the trilinear lookup.
 #pragma once
 
 namespace hh {
@@ -33,19 +33,29 @@ HH_INLINE void put4(float (*to)[kPad], int at, const v4* v) {
 #endif
 }
 
-HH_INLINE void trace(const RenderArgs& a, int64_t n, Ray& r) {
+// Fills r; with `look` the values come from the grid and are left in a.seen, else they are read there.
+HH_INLINE void trace(const RenderArgs& a, int64_t n, bool look, Ray& r) {
   const float inv = 1.f / a.grid.h, ib = 1.f / a.beta, *o = a.o + 3 * n, *d = a.d + 3 * n, *t = a.t + n * a.S;
   const int S = a.S;
+  float* seen = a.seen + 4 * n * S;
   for (int i = 0; i < S + HH_LANES; ++i) r.t[i] = t[i < S ? i : S - 1];
-  for (int i = 0; i < S; i += HH_LANES) {
-    const vf ti = load(r.t + i), x[3] = {o[0] + ti * d[0], o[1] + ti * d[1], o[2] + ti * d[2]};
-    Cells c;
-    v4 v[HH_LANES];
-    find_cells(a.grid, x, inv, c);
-    for (int k = 0; k < HH_LANES; ++k) v[k] = lerp_cell(a.grid, c, k, false).value;
-    for (int k = 0; k < HH_LANES; k += 4) put4(r.val, i + k, v + k);
-    store(r.s + i, sigmoid(load(r.val[0] + i) * ib));
+  if (look) {
+    for (int i = 0; i < S; i += HH_LANES) {
+      const vf ti = load(r.t + i), x[3] = {o[0] + ti * d[0], o[1] + ti * d[1], o[2] + ti * d[2]};
+      Cells c;
+      v4 v[HH_LANES];
+      find_cells(a.grid, x, inv, c);
+      for (int k = 0; k < HH_LANES; ++k) v[k] = lerp_cell(a.grid, c, k, false).value;
+      for (int k = 0; k < HH_LANES; k += 4) put4(r.val, i + k, v + k);
+    }
+    for (int c = 0; c < 4; ++c) __builtin_memcpy(seen + c * S, r.val[c], S * sizeof(float));
+  } else {
+    for (int c = 0; c < 4; ++c) {
+      __builtin_memcpy(r.val[c], seen + c * S, S * sizeof(float));
+      for (int i = S; i < S + HH_LANES; ++i) r.val[c][i] = r.val[c][S - 1];
+    }
   }
+  for (int i = 0; i < S; i += HH_LANES) store(r.s + i, sigmoid(load(r.val[0] + i) * ib));
   for (int i = 0; i < S - 1; i += HH_LANES) {
     const vf s = load(r.s + i), raw = (s - load(r.s + i + 1) + kNeusEps) / (s + kNeusEps);
     store(r.raw + i, raw);
@@ -62,7 +72,7 @@ void render_forward(const RenderArgs& a, int64_t b, int64_t e) {
   Ray r;
   __builtin_memset(&r, 0, sizeof r);  // lanes past the last sample hold numbers, if meaningless ones
   for (int64_t n = b; n < e; ++n) {
-    trace(a, n, r);
+    trace(a, n, true, r);
     vf acc = {}, depth = {}, rgb[3] = {};
     for (int i = 0; i < a.S - 1; i += HH_LANES) {
       const vf w = load(r.alpha + i) * load(r.T + i);
@@ -84,7 +94,7 @@ void render_backward(const RenderArgs& a, int64_t b, int64_t e) {
   const float ib = 1.f / a.beta;
   const int S = a.S;
   for (int64_t n = b; n < e; ++n) {
-    trace(a, n, r);
+    trace(a, n, false, r);
     const float *v_rgb = a.v_rgb + 3 * n, *o = a.o + 3 * n, *d = a.d + 3 * n;
     float *out = a.v_val + n * S * 4, *x = a.x + n * S * 3;
     for (int i = 0; i < S - 1; i += HH_LANES) {
