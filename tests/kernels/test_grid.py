@@ -174,21 +174,27 @@ def test_reg_blur_adam_equal_twin(rng):
 def test_update_is_reg_blur_and_adam(R, blur, rng):
     base = sphere(R=R, backend="cpu")
     data = base.data + 0.003 * torch.randn(R, R, R, 4, generator=rng)
-    grids = [SdfGrid(data, base.lo, base.h, "cpu") for _ in range(2)]
-    x = points(base, 300, rng)
-    for k in range(4):
-        for g in grids:
-            g.sample(x)[0].square().sum().backward()
-        a = grids[0].update(0.1, 2e-4, 0.03, 1e-4, 1e-2, blur)
-        b = grids[1].reg(0.1, 2e-4, 0.03)
-        grids[1].blur(blur)
-        grids[1].adam(1e-4, 1e-2)
-        if k == 1:
-            [g.adam(1e-4, 1e-2) for g in grids]  # no gradient: only the step counts
+    fused, steps, twin = (SdfGrid(data, base.lo, base.h, b) for b in ("cpu", "cpu", "torch"))
+    for k in range(5):
+        x = points(base, 100, rng)
+        for g in (fused, steps, twin):
+            if k != 2:  # a step without samples: colour keeps its momentum only where there is a gradient
+                g.sample(x)[0].square().sum().backward()
+            if k == 3:
+                g.grad[0, 0, 0, 2] = 1.0  # what is written from outside counts too
+                g.data[1:] += 1e-4
+        a = fused.update(0.1, 2e-4, 0.03, 1e-4, 1e-2, blur)
+        b = steps.reg(0.1, 2e-4, 0.03)
+        steps.blur(blur)
+        steps.adam(1e-4, 1e-2)
         assert a == pytest.approx(b, rel=1e-4, abs=1e-9)
-        assert (grids[0].grad == 0).all()
-        assert torch.allclose(grids[0].data, grids[1].data, atol=1e-5)
-        assert torch.allclose(grids[0]._v, grids[1]._v, rtol=1e-3, atol=1e-9)
+        assert a == pytest.approx(twin.update(0.1, 2e-4, 0.03, 1e-4, 1e-2, blur), rel=1e-4, abs=1e-9)
+        for g in (steps, twin):
+            assert (fused.grad == 0).all() and (g.grad == 0).all()
+            assert torch.allclose(fused.data, g.data, atol=2e-5)
+        moments = twin._v.permute(3, 0, 1, 2)
+        assert torch.allclose(fused._v, moments, rtol=1e-3, atol=1e-6 * moments.max())
+    assert torch.equal(fused._distance(), fused.data[..., 0])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -253,7 +259,7 @@ def test_same_bits_for_any_thread_count(rng):
             g.adam(1e-4, 1e-2)
             g.sample(x.detach())[0].square().sum().backward()
             again = g.update(0.1, 1e-3, 0.05, 1e-4, 1e-2)
-            results.append((val, grad, x.grad, kept, g.data, torch.tensor(loss + again)))
+            results.append((val, grad, x.grad, kept, g.data, g._distance(), torch.tensor(loss + again)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

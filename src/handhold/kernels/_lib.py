@@ -21,14 +21,14 @@ _I, _L, _F, _P = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _LO = _F * 3  # grid origin
 _SIGNATURES = {
     "hh_grid_sample": (None, [_L, _P, _P, _I, _LO, _F, _P, _P, _I]),
-    "hh_grid_backward": (None, [_L, _P, _P, _I, _LO, _F, _P, _P, _P, _P, _I]),
+    "hh_grid_backward": (None, [_L, _P, _P, _I, _LO, _F, _P, _P, _P, _P, _P, _I]),
     "hh_grid_march": (None, [_L, _P, _P, _P, _I, _LO, _F, _F, _F, _P, _P, _P, _I]),
     "hh_grid_reg": (None, [_P, _I, _LO, _F, _F, _F, _F, _P, _P, _P, _I]),
     "hh_grid_blur": (None, [_P, _I, _P, _I, _I]),
-    "hh_grid_adam": (None, [_L, _P, _P, _P, _P, _F, _F, _F, _F, _I, _F, _I]),
-    "hh_grid_update": (None, [_P, _I, _F, _F, _F, _F, _I, _P, _P, _P, _F, _F, _F, _F, _I, _F, _P, _P, _I, _P, _I]),
+    "hh_grid_extract": (None, [_P, _I, _P, _I]),
+    "hh_grid_update": (None, [_P, _I, *[_F] * 4, _I, *[_P] * 6, _I, *[_F] * 4, _I, _F, _P, _P, _P, _I]),
     "hh_render_forward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _P, _I]),
-    "hh_render_backward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _P, _P, _P, _P, _P, _P, _I]),
+    "hh_render_backward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, *[_P] * 10, _I]),
     "hh_encode_forward": (None, [_L, _P, _P, _I, _I, _P, _P, _P, _I, _P, _P, _I]),
     "hh_encode_backward": (None, [_L, _P, _P, _I, _I, _P, _P, _P, _I, _P, _P, _P, _P, _I]),
     "hh_fourier_forward": (None, [_L, _P, _I, _P, _I, _P, _P, _I]),

@@ -37,7 +37,11 @@ class SdfGrid:
         self._m: Tensor | None = None
         self._v: Tensor | None = None
         self._tmp: Tensor | None = None
-        self._rms: Tensor | None = None  # of Adam's second moment, kept from one `update` to the next
+        # For the compiled path; told from the tensors' version counters, so change `data` and `grad` through torch.
+        self._field: Tensor | None = None  # (R,R,R) channel 0 of `data`, kept up to date by `update`
+        self._field_of: tuple[int, int] | None = None
+        self._rows = torch.zeros(self.R, self.R, dtype=torch.uint8)  # rows of `grad` that may hold something
+        self._rows_of: tuple[int, int] | None = _version(self.grad)
         self._lo = _LO(*self.lo.tolist())
         # Gives autograd something to differentiate when x itself needs no gradient.
         self._anchor = torch.zeros((), dtype=data.dtype, device=data.device, requires_grad=True)
@@ -79,7 +83,7 @@ class SdfGrid:
         o, d = _flat(o), _flat(d)
         t0, t1, phi = torch.empty(3, n).unbind(0)
         _lib.lib().hh_grid_march(
-            n, pointer(o), pointer(d), pointer(self.data), self.R, self._lo, self.h, min_step, band,
+            n, pointer(o), pointer(d), pointer(self._distance()), self.R, self._lo, self.h, min_step, band,
             pointer(t0), pointer(t1), pointer(phi), threads(),
         )  # fmt: skip
         return t0, t1, phi
@@ -113,6 +117,7 @@ class SdfGrid:
             self.grad += g
             return eik.item(), lap.item()
         loss = torch.zeros(2, dtype=torch.float64)
+        self._rows_of = None
         _lib.lib().hh_grid_reg(
             pointer(self.data), self.R, self._lo, self.h, w_eik, w_lap, band,
             pointer(self.grad), pointer(self._scratch()), pointer(loss), threads(),
@@ -127,6 +132,7 @@ class SdfGrid:
         if self.backend == "torch":
             self.grad[..., 0] = grid_torch.blur(self.grad[..., 0], iterations)
         else:
+            self._rows_of = None
             _lib.lib().hh_grid_blur(pointer(self.grad), self.R, pointer(self._scratch()), iterations, threads())
 
     @torch.no_grad()
@@ -137,16 +143,14 @@ class SdfGrid:
 
         rel_eps: epsilon of the distance channel, as a fraction of the grid's rms gradient: weakly seen voxels stay put.
         """
-        self._begin_step()
-        self._rms = None
-        if self.backend == "torch":
-            flat = [t.view(-1, 4) for t in (self.data, self.grad, self._m, self._v)]
-            grid_torch.adam(*flat, lr_sdf, lr_color, *betas, self.step, rel_eps)
-        else:
-            _lib.lib().hh_grid_adam(
-                self.R**3, pointer(self.data), pointer(self.grad), pointer(self._m), pointer(self._v),
-                lr_sdf, lr_color, *betas, self.step, rel_eps, threads(),
-            )  # fmt: skip
+        if self.backend == "cpu":
+            self.update(0.0, 0.0, -1.0, lr_sdf, lr_color, 0, betas, rel_eps)
+            return
+        self.step += 1
+        if self._m is None:
+            self._m, self._v = torch.zeros_like(self.data), torch.zeros_like(self.data)
+        flat = [t.view(-1, 4) for t in (self.data, self.grad, self._m, self._v)]
+        grid_torch.adam(*flat, lr_sdf, lr_color, *betas, self.step, rel_eps)
 
     @torch.no_grad()
     def update(
@@ -166,16 +170,26 @@ class SdfGrid:
             self.blur(blur)
             self.adam(lr_sdf, lr_color, betas, rel_eps)
             return means
-        self._begin_step()
-        fresh = self._rms is None
-        if fresh:
-            self._rms = torch.empty(self.R, 2, dtype=torch.float64)
+        self.step += 1
+        R = self.R
+        if self._m is None:
+            self._m, self._v = torch.zeros(2, 4, R, R, R).unbind(0)  # moments, channel by channel
+            self._ever = torch.zeros(R, R, 2, dtype=torch.int32)  # columns of each row where colour has moments
+            self._ever[..., 0] = R
+            self._rms = torch.zeros(R, 2, dtype=torch.float64)
+        if self._rows_of != _version(self.grad):
+            self._rows.fill_(1)
+        refresh = self._field is None or self._field_of != _version(self.data)
+        if self._field is None:
+            self._field = torch.empty(R, R, R)
         loss = torch.zeros(2, dtype=torch.float64)
         _lib.lib().hh_grid_update(
-            pointer(self.data), self.R, self.h, w_eik, w_lap, band, blur,
-            pointer(self.grad), pointer(self._m), pointer(self._v), lr_sdf, lr_color, *betas, self.step, rel_eps,
-            pointer(self._scratch()), pointer(self._rms), fresh, pointer(loss), threads(),
+            pointer(self.data), R, self.h, w_eik, w_lap, band, blur, pointer(self.grad), pointer(self._rows),
+            pointer(self._m), pointer(self._v), pointer(self._ever), pointer(self._field), refresh,
+            lr_sdf, lr_color, *betas, self.step, rel_eps, pointer(self._scratch()), pointer(self._rms),
+            pointer(loss), threads(),
         )  # fmt: skip
+        self._rows_of, self._field_of = _version(self.grad), _version(self.data)
         return loss[0].item(), loss[1].item()
 
     def zero_grad(self) -> None:
@@ -188,15 +202,21 @@ class SdfGrid:
         f = torch.nn.functional.interpolate(f, size=(R, R, R), mode="trilinear", align_corners=True)
         return SdfGrid(f[0].permute(1, 2, 3, 0), self.lo, self.h * (self.R - 1) / (R - 1), self.backend)
 
-    def _begin_step(self) -> None:
-        self.step += 1
-        if self._m is None:
-            self._m, self._v = torch.zeros_like(self.data), torch.zeros_like(self.data)
+    def _distance(self) -> Tensor:
+        if self._field is None or self._field_of != _version(self.data):
+            self._field = torch.empty(self.R, self.R, self.R)
+            _lib.lib().hh_grid_extract(pointer(self.data), self.R, pointer(self._field), threads())
+            self._field_of = _version(self.data)
+        return self._field
 
     def _scratch(self) -> Tensor:
         if self._tmp is None:
             self._tmp = torch.empty(5 * self.R**3)
         return self._tmp
+
+
+def _version(t: Tensor) -> tuple[int, int]:
+    return t.data_ptr(), t._version
 
 
 def _check_points(grid: SdfGrid, **points: Tensor) -> None:
@@ -254,7 +274,7 @@ class _Sample(torch.autograd.Function):
         v_x = torch.empty(n, 3) if wants_x else None
         _lib.lib().hh_grid_backward(
             n, pointer(p), pointer(grid.data), grid.R, grid._lo, grid.h, pointer(v_val), pointer(v_grad),
-            pointer(grid.grad), pointer(v_x), threads(),
+            pointer(grid.grad), pointer(grid._rows), pointer(v_x), threads(),
         )  # fmt: skip
         return v_x, None, torch.zeros_like(grid._anchor)
 
@@ -299,7 +319,8 @@ class _Render(torch.autograd.Function):
         _lib.lib().hh_render_backward(
             n, S, pointer(o), pointer(d), pointer(t), pointer(grid.data), grid.R, grid._lo, grid.h, float(beta),
             pointer(ctx.seen), pointer(v_rgb), pointer(v_acc), pointer(v_depth),
-            pointer(grid.grad), pointer(v_o), pointer(v_d), pointer(v_beta), pointer(scratch), threads(),
+            pointer(grid.grad), pointer(grid._rows), pointer(v_o), pointer(v_d), pointer(v_beta), pointer(scratch),
+            threads(),
         )  # fmt: skip
         gb = v_beta.sum(dtype=torch.float64).to(beta.dtype).reshape(beta.shape) if wants_beta else None
         return v_o, v_d, gb, None, None, torch.zeros_like(grid._anchor)

@@ -147,7 +147,8 @@ void grid_sample(const GridView& g, const float* x, int64_t b, int64_t e, float*
 
 // Adds to grid planes [slab0, slab1) only. Each voxel gets its terms in the order of the samples whichever slab it is in,
 // so the sum does not depend on how the planes were dealt to threads.
-void grid_scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data) {
+void grid_scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data,
+                  uint8_t* rows) {
   const float inv = 1.f / g.h;
   const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
   for (int64_t s0 = 0; s0 < n; s0 += HH_LANES) {
@@ -169,6 +170,7 @@ void grid_scatter(const GridView& g, const float* x, int64_t n, const float* v_v
         const float da = a ? gx : -gx;
         for (int j = 0; j < 2; ++j) {
           float* q = v_data + 4 * (int64_t)c.index[l] + a * sx + j * sy;
+          rows[c.index[l] / g.R + a * g.R + j] = 1;
           const float uv = U[a] * V[j];
           v4 t0 = v * (uv * W[0]), t1 = v * (uv * W[1]);
           if (v_grad) {
@@ -224,15 +226,20 @@ struct March {
 HH_INLINE vf& lanes(float* p) { return *(vf*)p; }
 HH_INLINE vi& lanes(int32_t* p) { return *(vi*)p; }
 
-// Signed distances at HH_LANES points.
-HH_INLINE vf sdf_at(const GridView& g, const vf* x, float inv) {
+// Signed distances at HH_LANES points; f is channel 0 alone.
+HH_INLINE vf sdf_at(const GridView& g, const float* f, const vf* x, float inv) {
   Cells c;
   find_cells(g, x, inv, c);
-  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
+  const int64_t sx = (int64_t)g.R * g.R, sy = g.R;
   vf q[8];
-  for (int k = 0; k < 8; ++k) {
-    const float* p = g.data + (k >> 2) * sx + (k >> 1 & 1) * sy + 4 * (k & 1);
-    for (int i = 0; i < HH_LANES; ++i) q[k][i] = p[4 * (int64_t)c.index[i]];
+  for (int k = 0; k < 8; k += 2) {
+    const float* p = f + (k >> 2) * sx + (k >> 1 & 1) * sy;
+    const int32_t* n = c.index;
+#if HH_LANES == 8 && defined(__AVX2__)
+    load_pairs(p + n[0], p + n[1], p + n[2], p + n[3], p + n[4], p + n[5], p + n[6], p + n[7], q + k);
+#else
+    for (int i = 0; i < HH_LANES; ++i) q[k][i] = p[n[i]], q[k + 1][i] = p[n[i] + 1];
+#endif
   }
   const vf u = lanes(c.f[0]), v = lanes(c.f[1]), w = lanes(c.f[2]);
   for (int k = 0; k < 4; ++k) q[k] = q[2 * k] + (q[2 * k + 1] - q[2 * k]) * w;
@@ -240,7 +247,7 @@ HH_INLINE vf sdf_at(const GridView& g, const vf* x, float inv) {
   return q[0] + (q[1] - q[0]) * u;
 }
 
-void grid_march(const GridView& g, const float* o_, const float* d_, int64_t begin, int64_t end, float min_step, float band, float* t0, float* t1, float* phi_min) {
+void grid_march(const GridView& g, const float* field, const float* o_, const float* d_, int64_t begin, int64_t end, float min_step, float band, float* t0, float* t1, float* phi_min) {
   const float inv = 1.f / g.h;
   const vf zero = {}, small = all(min_step);
   March m = {};
@@ -279,7 +286,7 @@ void grid_march(const GridView& g, const float* o_, const float* d_, int64_t beg
     vi done;
     do {
       const vf s = lanes(m.s), x[3] = {lanes(m.o[0]) + s * lanes(m.d[0]), lanes(m.o[1]) + s * lanes(m.d[1]), lanes(m.o[2]) + s * lanes(m.d[2])};
-      const vf f = sdf_at(g, x, inv), jump = (f - band) * 0.9f, start = s - 0.5f * small;
+      const vf f = sdf_at(g, field, x, inv), jump = (f - band) * 0.9f, start = s - 0.5f * small;
       const vi closer = f < lanes(m.best), was_in = lanes(m.in), enters = ~was_in & (f < band), in = was_in | enters;
       lanes(m.best_t) = closer ? s : lanes(m.best_t);
       const vf best = lanes(m.best) = closer ? f : lanes(m.best);
@@ -387,21 +394,6 @@ void grid_blur_across(int R, int i, const float* a, float* b, float* v_data) {
   for (int64_t n = 0; n < p; ++n) b[n] = edge ? a[n] : .25f * (a[n - p] + 2 * a[n] + a[n + p]);
   if (v_data)
     for (int64_t n = 0; n < p; ++n) v_data[4 * (i * p + n)] = b[n];
-}
-
-// Adam on voxels with a gradient; clears the gradient. c1, c2: bias corrections; eps: for channel 0, relative to the grid's rms.
-void grid_adam(int64_t b, int64_t e, float* p, float* g_, float* m, float* v, float lr_sdf, float lr_color, float b1, float b2, float c1, float c2, float eps) {
-  const v4 lr = {lr_sdf, lr_color, lr_color, lr_color}, ep = {eps, 1e-12f, 1e-12f, 1e-12f};
-  for (int64_t n = 4 * b; n < 4 * e; n += 4) {
-    v4 g = load4(g_ + n);
-    if (g[0] == 0 && g[1] == 0 && g[2] == 0 && g[3] == 0) continue;
-    v4 M = load4(m + n) * b1 + g * (1 - b1), V = load4(v + n) * b2 + g * g * (1 - b2), r;
-    for (int k = 0; k < 4; ++k) r[k] = __builtin_sqrtf(V[k] * c2);
-    store4(p + n, load4(p + n) - lr * (M * c1) / (r + ep));
-    store4(m + n, M);
-    store4(v + n, V);
-    store4(g_ + n, v4{});
-  }
 }
 
 }  // namespace

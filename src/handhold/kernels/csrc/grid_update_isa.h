@@ -43,7 +43,8 @@ void grid_scan(const GridUpdate& u, int i) {
     const int64_t row = ((int64_t)i * R + j) * R;
     const float* d = u.data + 4 * row;
     float* f = u.f + row;
-    for (int k = 0; k < R; ++k) f[k] = d[4 * k];
+    if (u.refresh)
+      for (int k = 0; k < R; ++k) f[k] = d[4 * k];
     Span s = {R, 0};
     if (i > 0 && j > 0 && i < R - 1 && j < R - 1) {
       int lo = 1, hi = R - 1, count = 0;
@@ -120,12 +121,12 @@ HH_INLINE void gather_plane(const GridUpdate& u, int i, const Slab& w) {
       gather_row(s, u.scale, f + 2 * p, f + 3 * p, b, i ? b + 3 * p : kNone, a, i < R - 1 ? a + 3 * p : kNone, j ? l + p : kNone, j ? l + 3 * p : kNone,
                  j < R - 1 ? r + p : kNone, j < R - 1 ? r + 3 * p : kNone, g);
     }
-    int lo = 0, hi = R;
+    int lo = 0, hi = u.rows[i * R + j] ? R : 0;
     while (lo < hi && zero4(load4(v + 4 * lo))) ++lo;
     while (hi > lo && zero4(load4(v + 4 * hi - 4))) --hi;
     const Span seen = lo < hi ? Span{lo, hi} : none;
     for (int k = seen.lo; k < seen.hi; ++k) g[k] += v[4 * k];
-    u.v_span[i * R + j] = seen;
+    u.v_span[i * R + j] = seen, u.rows[i * R + j] = 0;
     w.g_span[j] = join(s, seen);
   }
   float* a = u.a + i * p;
@@ -178,24 +179,25 @@ void grid_blur_next(const GridUpdate& u, int i, const float* from, const Span* f
   blur_two_axes(R, work, spans, work + p, to + i * p, to_span + i * R);
 }
 
-// -1 in all four channels of a voxel if it is in any of them.
-HH_INLINE vi any_channel(vi m) {
-#if HH_LANES == 8 && defined(__AVX__)
-  __m256 a = (__m256)m;
-  a = _mm256_or_ps(a, _mm256_permute_ps(a, 0xb1));
-  return (vi)_mm256_or_ps(a, _mm256_permute_ps(a, 0x4e));
-#else
-  for (int l = 0; l < HH_LANES; l += 4) m[l] = m[l + 1] = m[l + 2] = m[l + 3] = m[l] | m[l + 1] | m[l + 2] | m[l + 3];
-  return m;
-#endif
+HH_INLINE vf load_some(const float* p, int stride, int n) {
+  if (n == HH_LANES) return stride == 1 ? load(p) : strided(p, stride);
+  vf v = {};
+  for (int i = 0; i < n; ++i) v[i] = p[i * stride];
+  return v;
 }
 
-// Adam on the voxels with a gradient; false when there are none.
-HH_INLINE bool adam_lanes(const GridUpdate& u, vf lr, vf eps, vf& P, vf g, vf& M, vf& V) {
-  const vi on = any_channel(g != 0.f);
-  if (!any(on)) return false;
-  const vf m = M * u.b1 + g * (1 - u.b1), v = V * u.b2 + g * g * (1 - u.b2);
-  vf r = v * u.c2;
+HH_INLINE void store_some(float* p, int stride, int n, vf v) {
+  if (n == HH_LANES && stride == 1) return store(p, v);
+  alignas(32) float t[HH_LANES];
+  *(vf*)t = v;
+  for (int i = 0; i < n; ++i) p[i * stride] = t[i];
+}
+
+// Adam on n voxels of one channel, where `on`; returns the new values.
+HH_INLINE vf adam_channel(const GridUpdate& u, float lr, float eps, float* data, float* m, float* v, vf g, vi on, int n) {
+  const vf P = load_some(data, 4, n), M = load_some(m, 1, n), V = load_some(v, 1, n);
+  const vf m1 = M * u.b1 + g * (1 - u.b1), v1 = V * u.b2 + g * g * (1 - u.b2);
+  vf r = v1 * u.c2;
 #if HH_LANES == 8 && defined(__AVX__)
   r = (vf)_mm256_sqrt_ps((__m256)r);
 #elif HH_LANES == 4 && defined(__SSE2__)
@@ -203,64 +205,72 @@ HH_INLINE bool adam_lanes(const GridUpdate& u, vf lr, vf eps, vf& P, vf g, vf& M
 #else
   for (int l = 0; l < HH_LANES; ++l) r[l] = __builtin_sqrtf(r[l]);
 #endif
-  P = on ? P - lr * (m * u.c1) / (r + eps) : P;
-  M = on ? m : M;
-  V = on ? v : V;
-  return true;
+  const vf p = on ? P - lr * (m1 * u.c1) / (r + eps) : P;
+  store_some(data, 4, n, p);
+  store_some(m, 1, n, on ? m1 : M);
+  store_some(v, 1, n, on ? v1 : V);
+  return p;
 }
 
-// The last blur across and Adam on plane i; clears the gradient. row: R floats.
+// The last blur across and Adam on plane i; clears the gradient. row: 2 R + 2 HH_LANES floats.
 void grid_step(const GridUpdate& u, int i, const float* from, const Span* span, float* row) {
   const int R = u.R;
-  constexpr int kVoxels = HH_LANES / 4;
-  vf lr, ep;
-  for (int k = 0; k < HH_LANES; ++k) lr[k] = k % 4 ? u.lr_color : u.lr_sdf, ep[k] = k % 4 ? 1e-12f : u.eps;
+  const int64_t size = (int64_t)R * R * R;
+  int32_t* on = (int32_t*)(row + R + HH_LANES);
   double grown = 0, newly = 0;
   for (int j = 0; j < R; ++j) {
     const int64_t at = ((int64_t)i * R + j) * R;
-    for (int k = 0; k < R; ++k) row[k] = 0;
+    const Span seen = u.v_span[i * R + j];
+    for (int k = 0; k < R + HH_LANES; ++k) row[k] = 0;
     Span s = span[i * R + j];
     if (u.blur < 1)
       for (int k = s.lo; k < s.hi; ++k) row[k] = from[at + k];
     else
       s = blur_across_row(R, i, j, from, span, row);
-    s = join(s, u.v_span[i * R + j]);
-    int64_t counted = (at + s.lo + 6) / 7 * 7;  // the next voxel that eps is made of
-    for (int k = s.lo; k < s.hi; k += kVoxels) {
-      const int64_t n = 4 * (at + k);
-      if (k + kVoxels > s.hi) {  // the odd one out, through memory
-        alignas(32) float part[4][HH_LANES] = {};
-        float* all[4] = {u.data + n, u.v_data + n, u.m + n, u.v + n};
-        for (int c = 0; c < 4; ++c) store4(part[c], load4(all[c]));
-        part[1][0] = row[k];
-        const float before = part[3][0];
-        if (!adam_lanes(u, lr, ep, *(vf*)part[0], *(vf*)part[1], *(vf*)part[2], *(vf*)part[3])) continue;
-        part[1][0] = part[1][1] = part[1][2] = part[1][3] = 0;
-        for (int c = 0; c < 4; ++c) store4(all[c], load4(part[c]));
-        if (counted == at + k) grown += (double)maxf(part[3][0], 0) - maxf(before, 0), newly += (part[3][0] > 0) - (before > 0);
-        continue;
-      }
-      vf P = load(u.data + n), g = load(u.v_data + n), M = load(u.m + n), V = load(u.v + n);
-      const vf V0 = V;
-      for (int l = 0; l < kVoxels; ++l) g[4 * l] = row[k + l];
-      if (adam_lanes(u, lr, ep, P, g, M, V)) {
-        store(u.data + n, P), store(u.v_data + n, vf{}), store(u.m + n, M), store(u.v + n, V);
-        for (int l = 0; l < kVoxels; ++l)
-          if (counted == at + k + l) grown += (double)maxf(V[4 * l], 0) - maxf(V0[4 * l], 0), newly += (V[4 * l] > 0) - (V0[4 * l] > 0);
-      }
-      if (counted < at + k + kVoxels) counted += 7;
+    s = join(s, seen);
+    if (s.lo >= s.hi) continue;
+    for (int k = s.lo; k < s.hi + HH_LANES; ++k) on[k] = row[k] != 0 ? -1 : 0;
+    for (int k = seen.lo; k < seen.hi; ++k) {
+      v4 g = load4(u.v_data + 4 * (at + k));
+      g[0] = row[k];
+      if (!zero4(g)) on[k] = -1;
     }
+    int64_t counted = (at + s.lo + 6) / 7 * 7;  // the next voxel that eps is made of
+    for (int k = s.lo; k < s.hi; k += HH_LANES) {
+      const int n = mini(HH_LANES, s.hi - k);
+      vi mask;
+      __builtin_memcpy(&mask, on + k, sizeof mask);
+      const bool counts = counted < at + k + n;
+      if (any(mask)) {
+        float before[2] = {0, 0};
+        for (int c = 0; c < 2 && counted + 7 * c < at + k + n; ++c) before[c] = u.v[counted + 7 * c];
+        const vf p = adam_channel(u, u.lr_sdf, u.eps, u.data + 4 * (at + k), u.m + at + k, u.v + at + k, load(row + k), mask, n);
+        store_some(u.f + at + k, 1, n, p);
+        for (int c = 0; c < 2 && counted + 7 * c < at + k + n; ++c) {
+          const float now = u.v[counted + 7 * c];
+          grown += (double)maxf(now, 0) - maxf(before[c], 0), newly += (now > 0) - (before[c] > 0);
+        }
+      }
+      if (counts)
+        while (counted < at + k + n) counted += 7;
+    }
+    // Colour has moments only where a sample ever was.
+    Span& ever = u.ever[i * R + j];
+    ever = join(ever, seen);
+    const Span both = {maxi(ever.lo, s.lo), mini(ever.hi, s.hi)};
+    for (int k = both.lo; k < both.hi; k += HH_LANES) {
+      const int n = mini(HH_LANES, both.hi - k);
+      vi mask;
+      __builtin_memcpy(&mask, on + k, sizeof mask);
+      if (!any(mask)) continue;
+      for (int c = 1; c < 4; ++c) {
+        const int64_t e = 4 * (at + k) + c, q = c * size + at + k;
+        adam_channel(u, u.lr_color, 1e-12f, u.data + e, u.m + q, u.v + q, load_some(u.v_data + e, 4, n), mask, n);
+      }
+    }
+    for (int64_t k = 4 * (at + seen.lo); k < 4 * (at + seen.hi); ++k) u.v_data[k] = 0;
   }
   u.rms[2 * i] += grown, u.rms[2 * i + 1] += newly;
-}
-
-// Sum and count of the second moment over every 7th voxel that has ever had a gradient: the scale of Adam's eps.
-void grid_rms(const GridUpdate& u, int i) {
-  const int64_t p = (int64_t)u.R * u.R;
-  double sum = 0, count = 0;
-  for (int64_t n = (i * p + 6) / 7 * 7; n < (i + 1) * p; n += 7)
-    if (u.v[4 * n] > 0) sum += u.v[4 * n], ++count;
-  u.rms[2 * i] = sum, u.rms[2 * i + 1] = count;
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ namespace hh {
 extern const Kernels HH_CAT(kernels_, HH_ISA);
 const Kernels HH_CAT(kernels_, HH_ISA) = {
     HH_STR(HH_ISA), grid_sample, grid_scatter, grid_v_x, grid_march, grid_extract, grid_reg_flux, grid_reg_gather, grid_blur_plane, grid_blur_across,
-    grid_adam, grid_scan, grid_slab, grid_blur_next, grid_step, grid_rms, render_forward, render_backward, splat_project, splat_raster, splat_raster_backward, splat_project_backward,
+    grid_scan, grid_slab, grid_blur_next, grid_step, render_forward, render_backward, splat_project, splat_raster, splat_raster_backward, splat_project_backward,
     encode_forward, encode_v_table, encode_v_x, fourier_forward, fourier_v_x, triplane_forward, triplane_v_planes, triplane_v_x,
     blur11, ssim_map};
 }  // namespace hh

@@ -25,9 +25,13 @@ struct GridUpdate {
   int R, blur;
   float h, w_eik, w_lap, band, scale;             // scale: 1 / number of voxels in the band
   float lr_sdf, lr_color, b1, b2, c1, c2, eps;
-  float *data, *v_data, *m, *v;                   // (R,R,R,4)
-  float *f, *a;                                   // (R,R,R) distance; gradient of channel 0 on its way through the blur
+  float *data, *v_data;                           // (R,R,R,4)
+  float *m, *v;                                   // (4,R,R,R) moments
+  float *f, *a;                                   // (R,R,R) channel 0 of data; its gradient on its way through the blur
+  bool refresh;                                   // f is to be read anew
+  uint8_t* rows;                                  // (R,R) not 0 where v_data may not be
   Span *band_span, *v_span, *a_span;              // (R,R) rows: in the band, with a sample's gradient, of a
+  Span* ever;                                     // (R,R) rows: all v_span so far
   double *sums, *rms;                             // (R,3) eikonal, Laplacian, count; (R,2) second moment and its count
 };
 
@@ -131,21 +135,20 @@ struct ProjectGrad {
 struct Kernels {
   const char* name;
   void (*grid_sample)(const GridView&, const float* x, int64_t b, int64_t e, float* val, float* grad);
-  void (*grid_scatter)(const GridView&, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data);
+  void (*grid_scatter)(const GridView&, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data,
+                       uint8_t* rows);
   void (*grid_v_x)(const GridView&, const float* x, int64_t b, int64_t e, const float* v_val, const float* v_grad, float* v_x);
-  void (*grid_march)(const GridView&, const float* o, const float* d, int64_t b, int64_t e, float min_step, float band, float* t0,
+  void (*grid_march)(const GridView&, const float* field, const float* o, const float* d, int64_t b, int64_t e, float min_step, float band, float* t0,
                      float* t1, float* phi_min);
   void (*grid_extract)(const GridView&, int plane, float* f);
   void (*grid_reg_flux)(int R, int plane, const float* f, float h, float w_eik, float w_lap, float band, float* flux, double* sums);
   void (*grid_reg_gather)(int R, int plane, float scale, const float* flux, float* row, float* v_data);
   void (*grid_blur_plane)(int R, int plane, const float* v_data, float* a, float* b);
   void (*grid_blur_across)(int R, int plane, const float* a, float* b, float* v_data);
-  void (*grid_adam)(int64_t b, int64_t e, float* p, float* g, float* m, float* v, float lr_sdf, float lr_color, float b1, float b2, float c1, float c2, float eps);
   void (*grid_scan)(const GridUpdate&, int plane);
   void (*grid_slab)(const GridUpdate&, int plane0, int plane1, float* work, Span* spans);
   void (*grid_blur_next)(const GridUpdate&, int plane, const float* from, const Span* from_span, float* to, Span* to_span, float* work, Span* spans);
   void (*grid_step)(const GridUpdate&, int plane, const float* from, const Span* span, float* row);
-  void (*grid_rms)(const GridUpdate&, int plane);
   void (*render_forward)(const RenderArgs&, int64_t b, int64_t e);
   void (*render_backward)(const RenderArgs&, int64_t b, int64_t e);
   void (*splat_project)(const Project&, int64_t b, int64_t e);
