@@ -20,9 +20,9 @@ HH_INLINE void load_pairs(const float* a, const float* b, const float* c, const 
 }
 #endif
 
-// Cells of HH_LANES points: index of the low corner's voxel, its plane, fractions, and per axis whether the point was inside.
+// Cells of HH_LANES points: index of the low corner's voxel, its row and plane, fractions, and per axis whether the point was inside.
 struct Cells {
-  int32_t index[HH_LANES], plane[HH_LANES];
+  int32_t index[HH_LANES], row[HH_LANES], plane[HH_LANES];
   alignas(32) float f[3][HH_LANES];
   vi inside[3];
 };
@@ -36,7 +36,8 @@ HH_INLINE void find_cells(const GridView& g, const vf* x, float inv, Cells& c) {
     i[k] = __builtin_convertvector(q, vi);
     *(vf*)c.f[k] = q - __builtin_convertvector(i[k], vf);
   }
-  const vi index = (i[0] * g.R + i[1]) * g.R + i[2];
+  const vi row = i[0] * g.R + i[1], index = row * g.R + i[2];
+  __builtin_memcpy(c.row, &row, sizeof(vi));
   __builtin_memcpy(c.plane, &i[0], sizeof(vi));
   __builtin_memcpy(c.index, &index, sizeof(vi));
 }
@@ -170,7 +171,7 @@ void grid_scatter(const GridView& g, const float* x, int64_t n, const float* v_v
         const float da = a ? gx : -gx;
         for (int j = 0; j < 2; ++j) {
           float* q = v_data + 4 * (int64_t)c.index[l] + a * sx + j * sy;
-          rows[c.index[l] / g.R + a * g.R + j] = 1;
+          rows[c.row[l] + a * g.R + j] = 1;
           const float uv = U[a] * V[j];
           v4 t0 = v * (uv * W[0]), t1 = v * (uv * W[1]);
           if (v_grad) {

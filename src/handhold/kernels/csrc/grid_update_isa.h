@@ -237,7 +237,7 @@ void grid_step(const GridUpdate& u, int i, const float* from, const Span* span, 
     }
     int64_t counted = (at + s.lo + 6) / 7 * 7;  // the next voxel that eps is made of
     for (int k = s.lo; k < s.hi; k += HH_LANES) {
-      const int n = mini(HH_LANES, s.hi - k);
+      const int n = mini(HH_LANES, R - k);  // `on` is 0 beyond the span
       vi mask;
       __builtin_memcpy(&mask, on + k, sizeof mask);
       const bool counts = counted < at + k + n;
@@ -259,7 +259,7 @@ void grid_step(const GridUpdate& u, int i, const float* from, const Span* span, 
     ever = join(ever, seen);
     const Span both = {maxi(ever.lo, s.lo), mini(ever.hi, s.hi)};
     for (int k = both.lo; k < both.hi; k += HH_LANES) {
-      const int n = mini(HH_LANES, both.hi - k);
+      const int n = mini(HH_LANES, R - k);
       vi mask;
       __builtin_memcpy(&mask, on + k, sizeof mask);
       if (!any(mask)) continue;
