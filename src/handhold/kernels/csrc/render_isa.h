@@ -68,10 +68,21 @@ HH_INLINE void trace(const RenderArgs& a, int64_t n, bool look, Ray& r) {
   for (int i = S - 1; i < S - 1 + HH_LANES; ++i) r.alpha[i] = r.T[i] = r.raw[i] = 0;
 }
 
+HH_INLINE void prefetch_ray(const RenderArgs& a, int64_t n) {
+  const float inv = 1.f / a.grid.h, *o = a.o + 3 * n, *d = a.d + 3 * n, *t = a.t + n * a.S;
+  for (int i = 0; i + HH_LANES <= a.S; i += HH_LANES) {
+    const vf ti = load(t + i), x[3] = {o[0] + ti * d[0], o[1] + ti * d[1], o[2] + ti * d[2]};
+    Cells c;
+    find_cells(a.grid, x, inv, c);
+    prefetch_cells<0>(a.grid.data, a.grid.R, c);
+  }
+}
+
 void render_forward(const RenderArgs& a, int64_t b, int64_t e) {
   Ray r;
   __builtin_memset(&r, 0, sizeof r);  // lanes past the last sample hold numbers, if meaningless ones
   for (int64_t n = b; n < e; ++n) {
+    if (n + 1 < e) prefetch_ray(a, n + 1);
     trace(a, n, true, r);
     vf acc = {}, depth = {}, rgb[3] = {};
     for (int i = 0; i < a.S - 1; i += HH_LANES) {
