@@ -168,6 +168,35 @@ def test_reg_blur_adam_equal_twin(rng):
     assert torch.allclose(grids[0].data, grids[1].data, atol=2e-5)
 
 
+@compiled
+@pytest.mark.parametrize("blur", [0, 1, 2, 3])
+@pytest.mark.parametrize("R", [3, 13, 33])
+def test_update_is_reg_blur_and_adam(R, blur, rng):
+    base = sphere(R=R, backend="cpu")
+    data = base.data + 0.003 * torch.randn(R, R, R, 4, generator=rng)
+    fused, steps, twin = (SdfGrid(data, base.lo, base.h, b) for b in ("cpu", "cpu", "torch"))
+    for k in range(5):
+        x = points(base, 100, rng)
+        for g in (fused, steps, twin):
+            if k != 2:  # a step without samples: colour keeps its momentum only where there is a gradient
+                g.sample(x)[0].square().sum().backward()
+            if k == 3:
+                g.grad[0, 0, 0, 2] = 1.0  # what is written from outside counts too
+                g.data[1:] += 1e-4
+        a = fused.update(0.1, 2e-4, 0.03, 1e-4, 1e-2, blur)
+        b = steps.reg(0.1, 2e-4, 0.03)
+        steps.blur(blur)
+        steps.adam(1e-4, 1e-2)
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-9)
+        assert a == pytest.approx(twin.update(0.1, 2e-4, 0.03, 1e-4, 1e-2, blur), rel=1e-4, abs=1e-9)
+        for g in (steps, twin):
+            assert (fused.grad == 0).all() and (g.grad == 0).all()
+            assert torch.allclose(fused.data, g.data, atol=2e-5)
+        moments = twin._v.permute(3, 0, 1, 2)
+        assert torch.allclose(fused._v, moments, rtol=1e-3, atol=1e-6 * moments.max())
+    assert torch.equal(fused._distance(), fused.data[..., 0])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_distance_field_has_no_eikonal_loss(backend):
     g = sphere(R=65, backend=backend)
@@ -228,7 +257,9 @@ def test_same_bits_for_any_thread_count(rng):
             g.blur(2)
             kept = g.grad.clone()
             g.adam(1e-4, 1e-2)
-            results.append((val, grad, x.grad, kept, g.data, torch.tensor(loss)))
+            g.sample(x.detach())[0].square().sum().backward()
+            again = g.update(0.1, 1e-3, 0.05, 1e-4, 1e-2)
+            results.append((val, grad, x.grad, kept, g.data, g._distance(), torch.tensor(loss + again)))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -245,12 +276,27 @@ def test_upsampling_keeps_the_field(backend, rng):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_empty_and_nan_points_are_harmless(backend):
+def test_empty_and_bad_points(backend):
     g = sphere(backend=backend)
     val, grad = g.sample(torch.zeros(0, 3))
     assert val.shape == (0, 4) and grad.shape == (0, 3)
-    if backend == "cpu":
-        g.sample(torch.tensor([[float("nan"), float("inf"), -float("inf")]]))
+    assert torch.isfinite(g.sample(torch.tensor([[1e30, -3e38, 0.0]]))[0]).all()
+    good, t = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.1, 0.2]])
+    for bad in (torch.tensor([[0.0, torch.nan, 1.0]]), torch.tensor([[0.0, 0.0, -torch.inf]]), torch.zeros(1, 2)):
+        for f in (
+            lambda: g.sample(bad),  # noqa: B023
+            lambda: g.march(bad, good, 0.01, 0.01),  # noqa: B023
+            lambda: g.render(good, bad, t, 0.01),  # noqa: B023
+        ):
+            with pytest.raises(ValueError):
+                f()
+    for samples, beta in ((t * torch.nan, 0.01), (t[:, :1], 0.01), (t[[0, 0]], 0.01), (t, 0.0), (t, float("nan"))):
+        with pytest.raises(ValueError):
+            g.render(good, good, samples, beta)
+    with pytest.raises(ValueError):
+        SdfGrid(torch.zeros(4, 4, 4), (0, 0, torch.nan), 0.1, backend)
+    with pytest.raises(ValueError):
+        SdfGrid(torch.zeros(4, 4, 4), (0, 0, 0), 0.0, backend)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -24,17 +24,24 @@ class SdfGrid:
         """data (R,R,R,4), or (R,R,R) with mid grey for colour, is copied; lo: 3 numbers; h: voxel size; in metres."""
         if data.ndim == 3:
             data = torch.stack([data, *(torch.zeros_like(data),) * 3], -1)
-        if data.ndim != 4 or data.shape[3] != 4 or len(set(data.shape[:3])) != 1 or data.shape[0] < 3:
-            raise ValueError(f"a grid is (R,R,R) or (R,R,R,4) with R >= 3, not {tuple(data.shape)}")
+        if data.ndim != 4 or data.shape[3] != 4 or len(set(data.shape[:3])) != 1 or not 3 <= data.shape[0] <= 1024:
+            raise ValueError(f"a grid is (R,R,R) or (R,R,R,4) with R from 3 to 1024, not {tuple(data.shape)}")
         self.data = data.detach().clone(memory_format=torch.contiguous_format)
         self.grad = torch.zeros_like(self.data)
         self.h = float(h)
         self.lo = torch.as_tensor(lo, dtype=data.dtype, device=data.device).detach().reshape(-1).expand(3).clone()
+        if not (0 < self.h < float("inf") and bool(torch.isfinite(self.lo).all())):
+            raise ValueError(f"a grid needs a finite corner and a positive voxel size, not {self.lo.tolist()} and {h}")
         self.backend = _lib.resolve_backend(backend, self.data)
         self.step = 0
         self._m: Tensor | None = None
         self._v: Tensor | None = None
         self._tmp: Tensor | None = None
+        # For the compiled path; told from the tensors' version counters, so change `data` and `grad` through torch.
+        self._field: Tensor | None = None  # (R,R,R) channel 0 of `data`, kept up to date by `update`
+        self._field_of: tuple[int, int] | None = None
+        self._rows = torch.zeros(self.R, self.R, dtype=torch.uint8)  # rows of `grad` that may hold something
+        self._rows_of: tuple[int, int] | None = _version(self.grad)
         self._lo = _LO(*self.lo.tolist())
         # Gives autograd something to differentiate when x itself needs no gradient.
         self._anchor = torch.zeros((), dtype=data.dtype, device=data.device, requires_grad=True)
@@ -53,6 +60,7 @@ class SdfGrid:
 
         Backward adds to `self.grad` and returns dL/dx with the second-order terms of `grad`.
         """
+        _check_points(self, x=x)
         return _Sample.apply(x, self, self._anchor)
 
     def sample_sdf(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,12 +77,13 @@ class SdfGrid:
         that meets no band gets a window of +-min_step at its closest approach; one that misses the cube, phi_min = 1e9.
         """
         n = len(o)
+        _check_points(self, o=o, d=d)
         if self.backend == "torch":
             return grid_torch.march(self.data, self.lo, self.h, o.detach(), d.detach(), min_step, band)
         o, d = _flat(o), _flat(d)
         t0, t1, phi = torch.empty(3, n).unbind(0)
         _lib.lib().hh_grid_march(
-            n, pointer(o), pointer(d), pointer(self.data), self.R, self._lo, self.h, min_step, band,
+            n, pointer(o), pointer(d), pointer(self._distance()), self.R, self._lo, self.h, min_step, band,
             pointer(t0), pointer(t1), pointer(phi), threads(),
         )  # fmt: skip
         return t0, t1, phi
@@ -86,9 +95,12 @@ class SdfGrid:
         Returns rgb (N,3) premultiplied, acc (N,), depth (N,) = sum of weight * t (over acc: the expected depth).
         Backward adds to `self.grad` and gives gradients to o, d and beta.
         """
-        if not 2 <= t.shape[1] <= 256:
-            raise ValueError(f"render takes 2 to 256 samples per ray, not {t.shape[1]}")
+        _check_points(self, o=o, d=d)
+        if t.shape[:-1] != o.shape[:1] or not 2 <= t.shape[1] <= 256 or not bool(torch.isfinite(t.detach()).all()):
+            raise ValueError(f"render takes 2 to 256 finite samples per ray, t (N,S), not {tuple(t.shape)}")
         beta = torch.as_tensor(beta, dtype=self.data.dtype, device=self.data.device)
+        if beta.numel() != 1 or not beta.item() > 0:
+            raise ValueError(f"beta is one positive width in metres, not {beta.tolist()}")
         return _Render.apply(o, d, beta, t, self, self._anchor)
 
     @torch.no_grad()
@@ -105,6 +117,7 @@ class SdfGrid:
             self.grad += g
             return eik.item(), lap.item()
         loss = torch.zeros(2, dtype=torch.float64)
+        self._rows_of = None
         _lib.lib().hh_grid_reg(
             pointer(self.data), self.R, self._lo, self.h, w_eik, w_lap, band,
             pointer(self.grad), pointer(self._scratch()), pointer(loss), threads(),
@@ -119,6 +132,7 @@ class SdfGrid:
         if self.backend == "torch":
             self.grad[..., 0] = grid_torch.blur(self.grad[..., 0], iterations)
         else:
+            self._rows_of = None
             _lib.lib().hh_grid_blur(pointer(self.grad), self.R, pointer(self._scratch()), iterations, threads())
 
     @torch.no_grad()
@@ -129,17 +143,54 @@ class SdfGrid:
 
         rel_eps: epsilon of the distance channel, as a fraction of the grid's rms gradient: weakly seen voxels stay put.
         """
+        if self.backend == "cpu":
+            self.update(0.0, 0.0, -1.0, lr_sdf, lr_color, 0, betas, rel_eps)
+            return
         self.step += 1
         if self._m is None:
             self._m, self._v = torch.zeros_like(self.data), torch.zeros_like(self.data)
+        flat = [t.view(-1, 4) for t in (self.data, self.grad, self._m, self._v)]
+        grid_torch.adam(*flat, lr_sdf, lr_color, *betas, self.step, rel_eps)
+
+    @torch.no_grad()
+    def update(
+        self,
+        w_eik: float,
+        w_lap: float,
+        band: float,
+        lr_sdf: float,
+        lr_color: float,
+        blur: int = 2,
+        betas: tuple[float, float] = (0.9, 0.99),
+        rel_eps: float = 0.3,
+    ) -> tuple[float, float]:
+        """`reg`, `blur` and `adam` in one sweep over the voxels that have a gradient; returns what `reg` does."""
         if self.backend == "torch":
-            flat = [t.view(-1, 4) for t in (self.data, self.grad, self._m, self._v)]
-            grid_torch.adam(*flat, lr_sdf, lr_color, *betas, self.step, rel_eps)
-        else:
-            _lib.lib().hh_grid_adam(
-                self.R**3, pointer(self.data), pointer(self.grad), pointer(self._m), pointer(self._v),
-                lr_sdf, lr_color, *betas, self.step, rel_eps, threads(),
-            )  # fmt: skip
+            means = self.reg(w_eik, w_lap, band)
+            self.blur(blur)
+            self.adam(lr_sdf, lr_color, betas, rel_eps)
+            return means
+        self.step += 1
+        R = self.R
+        if self._m is None:
+            self._m, self._v = torch.zeros(2, 4, R, R, R).unbind(0)  # moments, channel by channel
+            self._ever = torch.zeros(R, R, 2, dtype=torch.int32)  # columns of each row where colour has moments
+            self._ever[..., 0] = R
+            self._rms = torch.zeros(R, 2, dtype=torch.float64)
+        if self._rows_of != _version(self.grad):
+            self._rows.fill_(1)
+        refresh = self._field is None or self._field_of != _version(self.data)
+        if self._field is None:
+            self._field = torch.empty(R, R, R)
+        loss = torch.zeros(2, dtype=torch.float64)
+        _lib.lib().hh_grid_update(
+            pointer(self.data), R, self.h, w_eik, w_lap, band, blur, pointer(self.grad), pointer(self._rows),
+            pointer(self._m), pointer(self._v), pointer(self._ever), pointer(self._field), refresh,
+            lr_sdf, lr_color, *betas, self.step, rel_eps, pointer(self._scratch()), pointer(self._rms),
+            pointer(loss), threads(),
+        )  # fmt: skip
+        self._rows_of, self._field_of = _version(self.grad), _version(self.data)
+        return loss[0].item(), loss[1].item()
 
     def zero_grad(self) -> None:
         self.grad.zero_()
@@ -151,10 +202,32 @@ class SdfGrid:
         f = torch.nn.functional.interpolate(f, size=(R, R, R), mode="trilinear", align_corners=True)
         return SdfGrid(f[0].permute(1, 2, 3, 0), self.lo, self.h * (self.R - 1) / (R - 1), self.backend)
 
+    def _distance(self) -> Tensor:
+        if self._field is None or self._field_of != _version(self.data):
+            self._field = torch.empty(self.R, self.R, self.R)
+            _lib.lib().hh_grid_extract(pointer(self.data), self.R, pointer(self._field), threads())
+            self._field_of = _version(self.data)
+        return self._field
+
     def _scratch(self) -> Tensor:
         if self._tmp is None:
             self._tmp = torch.empty(5 * self.R**3)
         return self._tmp
+
+
+def _version(t: Tensor) -> tuple[int, int]:
+    return t.data_ptr(), t._version
+
+
+def _check_points(grid: SdfGrid, **points: Tensor) -> None:
+    n = len(next(iter(points.values())))
+    for name, p in points.items():
+        if p.shape != (n, 3):
+            raise ValueError(f"{name} has shape (N,3), not {tuple(p.shape)}")
+        if p.device != grid.data.device or not p.dtype.is_floating_point:
+            raise TypeError(f"{name} is {p.dtype} on {p.device}; the grid is {grid.data.dtype} on {grid.data.device}")
+        if not bool(torch.isfinite(p.detach()).all()):
+            raise ValueError(f"{name} must be finite; some are NaN or infinite")
 
 
 def _flat(t: Tensor) -> Tensor:
@@ -201,7 +274,7 @@ class _Sample(torch.autograd.Function):
         v_x = torch.empty(n, 3) if wants_x else None
         _lib.lib().hh_grid_backward(
             n, pointer(p), pointer(grid.data), grid.R, grid._lo, grid.h, pointer(v_val), pointer(v_grad),
-            pointer(grid.grad), pointer(v_x), threads(),
+            pointer(grid.grad), pointer(grid._rows), pointer(v_x), threads(),
         )  # fmt: skip
         return v_x, None, torch.zeros_like(grid._anchor)
 
@@ -212,14 +285,16 @@ class _Render(torch.autograd.Function):
         ctx.grid = grid
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(o, d, beta, t)
+        ctx.seen = None
         if grid.backend == "torch":
             return grid_torch.render(grid.data, grid.lo, grid.h, o, d, t, beta)
         n, S = t.shape
         o, d, t = _flat(o), _flat(d), _flat(t)
         rgb, acc, depth = torch.empty(n, 3), torch.empty(n), torch.empty(n)
+        ctx.seen = torch.empty(n, 4, S)  # what the samples saw, so that the backward need not look again
         _lib.lib().hh_render_forward(
             n, S, pointer(o), pointer(d), pointer(t), pointer(grid.data), grid.R, grid._lo, grid.h, float(beta),
-            pointer(rgb), pointer(acc), pointer(depth), threads(),
+            pointer(rgb), pointer(acc), pointer(depth), pointer(ctx.seen), threads(),
         )  # fmt: skip
         return rgb, acc, depth
 
@@ -243,8 +318,9 @@ class _Render(torch.autograd.Function):
         scratch = torch.empty(7 * n * S)
         _lib.lib().hh_render_backward(
             n, S, pointer(o), pointer(d), pointer(t), pointer(grid.data), grid.R, grid._lo, grid.h, float(beta),
-            pointer(v_rgb), pointer(v_acc), pointer(v_depth), pointer(grid.grad), pointer(v_o), pointer(v_d),
-            pointer(v_beta), pointer(scratch), threads(),
+            pointer(ctx.seen), pointer(v_rgb), pointer(v_acc), pointer(v_depth),
+            pointer(grid.grad), pointer(grid._rows), pointer(v_o), pointer(v_d), pointer(v_beta), pointer(scratch),
+            threads(),
         )  # fmt: skip
         gb = v_beta.sum(dtype=torch.float64).to(beta.dtype).reshape(beta.shape) if wants_beta else None
         return v_o, v_d, gb, None, None, torch.zeros_like(grid._anchor)

@@ -1,4 +1,4 @@
-// C ABI of the grid ops: threads, memory and the order of sums. The arithmetic is in grid_isa.h and render_isa.h.
+// C ABI of the grid ops: threads, memory and the order of sums. The arithmetic is in grid_isa.h, grid_update_isa.h and render_isa.h.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -10,10 +10,13 @@ using namespace hh;
 
 namespace {
 
+const float kOrigin[3] = {0, 0, 0};
+
 GridView view(const float* data, int R, const float* lo, float h) { return {data, R, {lo[0], lo[1], lo[2]}, h}; }
 
 // Deals grid planes to threads in contiguous slabs of about equal sample counts.
-void scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, float* v_data, int threads) {
+void scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, float* v_data, uint8_t* rows,
+             int threads) {
   const int parts = std::max(1, std::min(threads, g.R));
   std::vector<int> cut(parts + 1, g.R);
   cut[0] = 0;
@@ -29,7 +32,7 @@ void scatter(const GridView& g, const float* x, int64_t n, const float* v_val, c
       while (k < parts && seen * parts >= n * k) cut[k++] = i + 1;
     }
   }
-  parallel(parts, threads, [&](int64_t k) { kernels().grid_scatter(g, x, n, v_val, v_grad, cut[k], cut[k + 1], v_data); });
+  parallel(parts, threads, [&](int64_t k) { kernels().grid_scatter(g, x, n, v_val, v_grad, cut[k], cut[k + 1], v_data, rows); });
 }
 
 }  // namespace
@@ -39,18 +42,19 @@ HH_API void hh_grid_sample(int64_t n, const float* x, const float* data, int R, 
   parallel_ranges(n, 2048, threads, [&](int64_t b, int64_t e) { kernels().grid_sample(g, x, b, e, val, grad); });
 }
 
-// Adds to v_data (R,R,R,4); writes v_x (n,3) when it is not null. v_grad may be null.
+// Adds to v_data (R,R,R,4) and marks rows (R,R); writes v_x (n,3) when it is not null. v_grad may be null.
 HH_API void hh_grid_backward(int64_t n, const float* x, const float* data, int R, const float* lo, float h, const float* v_val, const float* v_grad,
-                             float* v_data, float* v_x, int threads) {
+                             float* v_data, uint8_t* rows, float* v_x, int threads) {
   const GridView g = view(data, R, lo, h);
-  if (v_data) scatter(g, x, n, v_val, v_grad, v_data, threads);
+  if (v_data) scatter(g, x, n, v_val, v_grad, v_data, rows, threads);
   if (v_x) parallel_ranges(n, 2048, threads, [&](int64_t b, int64_t e) { kernels().grid_v_x(g, x, b, e, v_val, v_grad, v_x); });
 }
 
-HH_API void hh_grid_march(int64_t n, const float* o, const float* d, const float* data, int R, const float* lo, float h, float min_step, float band,
+// field (R,R,R): channel 0 of the grid.
+HH_API void hh_grid_march(int64_t n, const float* o, const float* d, const float* field, int R, const float* lo, float h, float min_step, float band,
                           float* t0, float* t1, float* phi_min, int threads) {
-  const GridView g = view(data, R, lo, h);
-  parallel_ranges(n, 128, threads, [&](int64_t b, int64_t e) { kernels().grid_march(g, o, d, b, e, min_step, band, t0, t1, phi_min); });
+  const GridView g = view(nullptr, R, lo, h);
+  parallel_ranges(n, 512, threads, [&](int64_t b, int64_t e) { kernels().grid_march(g, field, o, d, b, e, min_step, band, t0, t1, phi_min); });
 }
 
 // Adds the weighted gradient to v_data channel 0; loss receives the two unweighted means. tmp: 5 R^3 floats.
@@ -80,32 +84,73 @@ HH_API void hh_grid_blur(float* v_data, int R, float* tmp, int iterations, int t
   }
 }
 
-HH_API void hh_grid_adam(int64_t n, float* data, float* grad, float* m, float* v, float lr_sdf, float lr_color, float b1, float b2, int step, float rel_eps,
-                         int threads) {
-  const float c1 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(b1), step)));
-  const float c2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(b2), step)));
-  double sum = 0;  // the scale of eps: rms over every 7th voxel that has ever had a gradient
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; i += 7)
-    if (v[4 * i] > 0) sum += v[4 * i], ++count;
-  const float eps = rel_eps * static_cast<float>(std::sqrt(sum / std::max<int64_t>(1, count) * c2)) + 1e-20f;
-  parallel_ranges(n, 16384, threads, [&](int64_t b, int64_t e) { kernels().grid_adam(b, e, data, grad, m, v, lr_sdf, lr_color, b1, b2, c1, c2, eps); });
+HH_API void hh_grid_extract(const float* data, int R, float* field, int threads) {
+  const GridView g = view(data, R, kOrigin, 1);
+  parallel(R, threads, [&](int64_t i) { kernels().grid_extract(g, static_cast<int>(i), field); });
+}
+
+// Regularisers, blur and Adam at once; see GridUpdate. tmp: 2 R^3 floats; loss: the two unweighted means.
+HH_API void hh_grid_update(float* data, int R, float h, float w_eik, float w_lap, float band, int blur, float* v_data, uint8_t* rows, float* m, float* v,
+                           int32_t* ever, float* field, int refresh, float lr_sdf, float lr_color, float b1, float b2, int step, float rel_eps,
+                           float* tmp, double* rms, double* loss, int threads) {
+  const int64_t plane = static_cast<int64_t>(R) * R, size = plane * R;
+  GridUpdate u{};
+  u.R = R, u.blur = blur, u.h = h, u.w_eik = w_eik, u.w_lap = w_lap, u.band = band;
+  u.lr_sdf = lr_sdf, u.lr_color = lr_color, u.b1 = b1, u.b2 = b2;
+  u.c1 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(b1), step)));
+  u.c2 = static_cast<float>(1.0 / (1.0 - std::pow(static_cast<double>(b2), step)));
+  u.data = data, u.v_data = v_data, u.m = m, u.v = v, u.f = field, u.a = tmp, u.rms = rms, u.refresh = refresh, u.rows = rows;
+  u.ever = reinterpret_cast<Span*>(ever);
+  std::vector<Span> spans(4 * plane);
+  u.band_span = spans.data(), u.v_span = u.band_span + plane, u.a_span = u.v_span + plane;
+  std::vector<double> sums(3 * R);
+  u.sums = sums.data();
+  parallel(R, threads, [&](int64_t i) { kernels().grid_scan(u, static_cast<int>(i)); });
+  double total[3] = {0, 0, 0};
+  for (int i = 0; i < R; ++i) total[2] += sums[3 * i + 2];
+  const double inv = 1.0 / std::max(1.0, total[2]);
+  u.scale = static_cast<float>(inv);
+  // Slabs do part of their neighbours' work again, so there are no more than the threads need; a voxel's sum is the same in any.
+  const int slabs = threads <= 1 ? 1 : std::max(1, std::min(2 * threads, R / 8));
+  std::vector<float> work(14 * plane * slabs);
+  std::vector<Span> work_span(static_cast<size_t>(4) * R * slabs);
+  parallel(slabs, threads, [&](int64_t k) {
+    kernels().grid_slab(u, static_cast<int>(k * R / slabs), static_cast<int>((k + 1) * R / slabs), &work[14 * plane * k], &work_span[4 * R * k]);
+  });
+  for (int i = 0; i < R; ++i) total[0] += sums[3 * i], total[1] += sums[3 * i + 1];
+  float *from = u.a, *to = tmp + size;
+  Span *from_span = u.a_span, *to_span = from_span + plane;
+  for (int it = 1; it < blur; ++it) {
+    parallel(slabs, threads, [&](int64_t k) {
+      for (int64_t i = k * R / slabs; i < (k + 1) * R / slabs; ++i)
+        kernels().grid_blur_next(u, static_cast<int>(i), from, from_span, to, to_span, &work[14 * plane * k], &work_span[4 * R * k]);
+    });
+    std::swap(from, to), std::swap(from_span, to_span);
+  }
+  double sum = 0, count = 0;
+  for (int i = 0; i < R; ++i) sum += rms[2 * i], count += rms[2 * i + 1];
+  u.eps = rel_eps * static_cast<float>(std::sqrt(std::max(0.0, sum) / std::max(1.0, count) * u.c2)) + 1e-20f;
+  parallel(slabs, threads, [&](int64_t k) {
+    for (int64_t i = k * R / slabs; i < (k + 1) * R / slabs; ++i) kernels().grid_step(u, static_cast<int>(i), from, from_span, &work[14 * plane * k]);
+  });
+  loss[0] = total[0] * inv;
+  loss[1] = total[1] * inv;
 }
 
 HH_API void hh_render_forward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h, float beta,
-                              float* rgb, float* acc, float* depth, int threads) {
+                              float* rgb, float* acc, float* depth, float* seen, int threads) {
   RenderArgs a{};
-  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.rgb = rgb, a.acc = acc, a.depth = depth;
+  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.rgb = rgb, a.acc = acc, a.depth = depth, a.seen = seen;
   parallel_ranges(n, 64, threads, [&](int64_t b, int64_t e) { kernels().render_forward(a, b, e); });
 }
 
-// Adds to v_data; v_o, v_d (n,3) and v_beta (n) may be null. scratch: 7 n S floats.
+// Adds to v_data; v_o, v_d (n,3) and v_beta (n) may be null; seen: as the forward left it. scratch: 7 n S floats.
 HH_API void hh_render_backward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h,
-                               float beta, const float* v_rgb, const float* v_acc, const float* v_depth, float* v_data, float* v_o, float* v_d, float* v_beta,
-                               float* scratch, int threads) {
+                               float beta, float* seen, const float* v_rgb, const float* v_acc, const float* v_depth, float* v_data, uint8_t* rows,
+                               float* v_o, float* v_d, float* v_beta, float* scratch, int threads) {
   RenderArgs a{};
-  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.v_rgb = v_rgb, a.v_acc = v_acc, a.v_depth = v_depth;
+  a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.seen = seen, a.v_rgb = v_rgb, a.v_acc = v_acc, a.v_depth = v_depth;
   a.v_val = scratch, a.x = scratch + 4 * n * S, a.v_o = v_o, a.v_d = v_d, a.v_beta = v_beta;
   parallel_ranges(n, 64, threads, [&](int64_t b, int64_t e) { kernels().render_backward(a, b, e); });
-  scatter(a.grid, a.x, n * S, a.v_val, nullptr, v_data, threads);
+  scatter(a.grid, a.x, n * S, a.v_val, nullptr, v_data, rows, threads);
 }

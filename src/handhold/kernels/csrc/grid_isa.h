@@ -5,153 +5,318 @@
 namespace hh {
 namespace {
 
-struct Cell {
-  int64_t base;   // float offset of the cell's low corner
-  int i;
-  float f[3];     // fractional position
-  bool inside[3]; // false on an axis where the point was clamped to the grid
+typedef float vfu __attribute__((vector_size(HH_LANES * 4), aligned(4)));
+HH_INLINE vf load(const float* p) { return (vf)(*(const vfu*)p); }
+HH_INLINE void store(float* p, vf v) { *(vfu*)p = (vfu)v; }
+
+#if HH_LANES == 8 && defined(__AVX2__)
+// v[0][i], v[1][i] = the two floats at the i-th address
+HH_INLINE void load_pairs(const float* a, const float* b, const float* c, const float* d, const float* e, const float* f, const float* g, const float* h, vf* v) {
+#define HH_PAIR(p, q) _mm_loadh_pi(_mm_castsi128_ps(_mm_loadl_epi64((const __m128i*)(p))), (const __m64*)(q))
+  const __m256 lo = _mm256_set_m128(HH_PAIR(e, f), HH_PAIR(a, b)), hi = _mm256_set_m128(HH_PAIR(g, h), HH_PAIR(c, d));
+#undef HH_PAIR
+  v[0] = (vf)_mm256_shuffle_ps(lo, hi, 0x88);
+  v[1] = (vf)_mm256_shuffle_ps(lo, hi, 0xdd);
+}
+#endif
+
+// Cells of HH_LANES points: index of the low corner's voxel, its row and plane, fractions, and per axis whether the point was inside.
+struct Cells {
+  int32_t index[HH_LANES], row[HH_LANES], plane[HH_LANES];
+  alignas(32) float f[3][HH_LANES];
+  vi inside[3];
 };
 
-HH_INLINE Cell find_cell(const GridView& g, const float* x, float inv) {
-  Cell c;
-  int i[3];
-  const float top = g.R - 1.0001f;
+HH_INLINE void find_cells(const GridView& g, const vf* x, float inv, Cells& c) {
+  const vf zero = {}, top = all(g.R - 1.0001f);
+  vi i[3];
   for (int k = 0; k < 3; ++k) {
-    float p = (x[k] - g.lo[k]) * inv, q = clampf(p, 0.f, top);
-    c.inside[k] = p >= 0.f && p <= top;
-    i[k] = (int)q;
-    c.f[k] = q - i[k];
+    const vf p = (x[k] - g.lo[k]) * inv, q = p > zero ? (p < top ? p : top) : zero;  // NaN goes to 0
+    c.inside[k] = (p >= zero) & (p <= top);
+    i[k] = __builtin_convertvector(q, vi);
+    *(vf*)c.f[k] = q - __builtin_convertvector(i[k], vf);
   }
-  c.i = i[0];
-  c.base = (((int64_t)i[0] * g.R + i[1]) * g.R + i[2]) * 4;
-  return c;
+  const vi row = i[0] * g.R + i[1], index = row * g.R + i[2];
+  __builtin_memcpy(c.row, &row, sizeof(vi));
+  __builtin_memcpy(c.plane, &i[0], sizeof(vi));
+  __builtin_memcpy(c.index, &index, sizeof(vi));
 }
 
-HH_INLINE float sdf_at(const GridView& g, const float* x, float inv) {
-  Cell c = find_cell(g, x, inv);
-  const float* p = g.data + c.base;
-  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
-  float a = p[0] + (p[4] - p[0]) * c.f[2], b = p[sy] + (p[sy + 4] - p[sy]) * c.f[2];
-  float d = p[sx] + (p[sx + 4] - p[sx]) * c.f[2], e = p[sx + sy] + (p[sx + sy + 4] - p[sx + sy]) * c.f[2];
-  a += (b - a) * c.f[1];
-  d += (e - d) * c.f[1];
-  return a + (d - a) * c.f[0];
+// HH_LANES numbers `stride` floats apart. A list, because filling a vector lane by lane goes through memory and stalls.
+HH_INLINE vf strided(const float* p, int64_t stride) {
+#if HH_LANES == 8
+  return vf{p[0], p[stride], p[2 * stride], p[3 * stride], p[4 * stride], p[5 * stride], p[6 * stride], p[7 * stride]};
+#else
+  return vf{p[0], p[stride], p[2 * stride], p[3 * stride]};
+#endif
 }
 
-HH_INLINE v4 value_at(const GridView& g, const float* x, float inv, float* grad) {
-  Cell c = find_cell(g, x, inv);
-  const float* p = g.data + c.base;
-  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
-  const float u = c.f[0], v = c.f[1], w = c.f[2];
-  v4 p000 = load4(p), p001 = load4(p + 4), p010 = load4(p + sy), p011 = load4(p + sy + 4);
-  v4 p100 = load4(p + sx), p101 = load4(p + sx + 4), p110 = load4(p + sx + sy), p111 = load4(p + sx + sy + 4);
-  v4 a = p000 + (p001 - p000) * w, b = p010 + (p011 - p010) * w, d = p100 + (p101 - p100) * w, e = p110 + (p111 - p110) * w;
-  v4 f = a + (b - a) * v, k = d + (e - d) * v;
-  if (grad) {
-    float z0 = (p001[0] - p000[0]) * (1 - v) + (p011[0] - p010[0]) * v;
-    float z1 = (p101[0] - p100[0]) * (1 - v) + (p111[0] - p110[0]) * v;
-    grad[0] = (k[0] - f[0]) * inv;
-    grad[1] = ((b[0] - a[0]) * (1 - u) + (e[0] - d[0]) * u) * inv;
-    grad[2] = (z0 * (1 - u) + z1 * u) * inv;
+// Columns [0,C) of HH_LANES rows `stride` floats apart, one row per lane; only the first `lanes` rows exist, the others give 0.
+template <int C>
+HH_INLINE void load_rows(const float* p, int64_t stride, int64_t lanes, vf* v) {
+  if (lanes < HH_LANES) {
+    for (int c = 0; c < C; ++c) {
+      v[c] = vf{};
+      for (int i = 0; i < lanes; ++i) v[c][i] = p[i * stride + c];
+    }
+    return;
   }
-  return f + (k - f) * u;
+#if HH_LANES == 8 && defined(__AVX2__)
+  if (C % 2 == 0) {
+    for (int c = 0; c < C; c += 2) load_pairs(p + c, p + stride + c, p + 2 * stride + c, p + 3 * stride + c, p + 4 * stride + c, p + 5 * stride + c,
+                                              p + 6 * stride + c, p + 7 * stride + c, v + c);
+    return;
+  }
+#endif
+  for (int c = 0; c < C; ++c) v[c] = strided(p + c, stride);
+}
+
+template <int C>
+HH_INLINE void store_rows(float* p, int64_t stride, int64_t lanes, const vf* v) {
+#if HH_LANES == 8 && defined(__AVX2__)
+  if (C % 2 == 0 && lanes == HH_LANES) {
+    for (int c = 0; c < C; c += 2) {
+      const __m256 lo = _mm256_unpacklo_ps((__m256)v[c], (__m256)v[c + 1]), hi = _mm256_unpackhi_ps((__m256)v[c], (__m256)v[c + 1]);
+      const __m128 q[4] = {_mm256_castps256_ps128(lo), _mm256_castps256_ps128(hi), _mm256_extractf128_ps(lo, 1), _mm256_extractf128_ps(hi, 1)};
+      for (int i = 0; i < 4; ++i) {
+        _mm_storel_pi((__m64*)(p + 2 * i * stride + c), q[i]);
+        _mm_storeh_pi((__m64*)(p + (2 * i + 1) * stride + c), q[i]);
+      }
+    }
+    return;
+  }
+#endif
+  alignas(32) float t[C][HH_LANES];
+  for (int c = 0; c < C; ++c) *(vf*)t[c] = v[c];
+  for (int i = 0; i < lanes; ++i)
+    for (int c = 0; c < C; ++c) p[i * stride + c] = t[c][i];
+}
+
+HH_INLINE void load_points(const float* x, int64_t at, int64_t end, vf* p) {
+  if (at + HH_LANES <= end) {
+    for (int k = 0; k < 3; ++k) p[k] = strided(x + 3 * at + k, 3);
+    return;
+  }
+  for (int i = 0; i < HH_LANES; ++i) {
+    const float* q = x + 3 * (at + i < end ? at + i : end - 1);  // lanes past the end repeat the last point
+    p[0][i] = q[0], p[1][i] = q[1], p[2][i] = q[2];
+  }
+}
+
+// Asks for the cells' corners ahead of time: of the grid's 16 R^3 bytes little is still in cache from one call to the next.
+template <int kWrite>
+HH_INLINE void prefetch_cells(const float* data, int R, const Cells& c) {
+  const int64_t sx = (int64_t)R * R * 4, sy = (int64_t)R * 4;
+  for (int i = 0; i < HH_LANES; ++i) {
+    const float* p = data + 4 * (int64_t)c.index[i];
+    __builtin_prefetch(p, kWrite), __builtin_prefetch(p + sy, kWrite), __builtin_prefetch(p + sx, kWrite), __builtin_prefetch(p + sx + sy, kWrite);
+  }
+}
+
+// The steps of a trilinear lookup, all channels at once: differences along z, y and x, and values on the way.
+struct Lerp {
+  v4 z[4], y[2], x, t[2], value;
+};
+
+HH_INLINE Lerp lerp_cell(const GridView& g, const Cells& c, int lane, bool gradient) {
+  const float* p = g.data + 4 * (int64_t)c.index[lane];
+  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
+  const float u = c.f[0][lane], v = c.f[1][lane], w = c.f[2][lane];
+  Lerp o;
+  v4 a[4], m[2];
+  for (int k = 0; k < 4; ++k) {
+    const float* q = p + (k >> 1) * sx + (k & 1) * sy;
+    const v4 low = load4(q);
+    o.z[k] = load4(q + 4) - low, a[k] = low + o.z[k] * w;
+  }
+  for (int k = 0; k < 2; ++k) {
+    o.y[k] = a[2 * k + 1] - a[2 * k], m[k] = a[2 * k] + o.y[k] * v;
+    if (gradient) o.t[k] = o.z[2 * k] + (o.z[2 * k + 1] - o.z[2 * k]) * v;
+  }
+  o.x = m[1] - m[0];
+  o.value = m[0] + o.x * u;
+  return o;
 }
 
 void grid_sample(const GridView& g, const float* x, int64_t b, int64_t e, float* val, float* grad) {
   const float inv = 1.f / g.h;
-  for (int64_t n = b; n < e; ++n) store4(val + 4 * n, value_at(g, x + 3 * n, inv, grad + 3 * n));
+  for (int64_t n = b; n < e; n += HH_LANES) {
+    vf p[3];
+    Cells c;
+    load_points(x, n, e, p);
+    find_cells(g, p, inv, c);
+    for (int i = 0; i < HH_LANES && n + i < e; ++i) {
+      const Lerp l = lerp_cell(g, c, i, true);
+      store4(val + 4 * (n + i), l.value);
+      float* o = grad + 3 * (n + i);
+      o[0] = l.x[0] * inv;
+      o[1] = (l.y[0][0] + (l.y[1][0] - l.y[0][0]) * c.f[0][i]) * inv;
+      o[2] = (l.t[0][0] + (l.t[1][0] - l.t[0][0]) * c.f[0][i]) * inv;
+    }
+  }
 }
 
 // Adds to grid planes [slab0, slab1) only. Each voxel gets its terms in the order of the samples whichever slab it is in,
 // so the sum does not depend on how the planes were dealt to threads.
-void grid_scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data) {
-  const float inv = 1.f / g.h, top = g.R - 1.0001f;
+void grid_scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data,
+                  uint8_t* rows) {
+  const float inv = 1.f / g.h;
   const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
-  for (int64_t s = 0; s < n; ++s) {
-    int i = (int)clampf((x[3 * s] - g.lo[0]) * inv, 0.f, top);
-    if (i + 1 < slab0 || i >= slab1) continue;
-    v4 v = load4(v_val + 4 * s);
-    float gx = 0, gy = 0, gz = 0;
-    if (v_grad) gx = v_grad[3 * s] * inv, gy = v_grad[3 * s + 1] * inv, gz = v_grad[3 * s + 2] * inv;
-    else if (v[0] == 0 && v[1] == 0 && v[2] == 0 && v[3] == 0) continue;
-    Cell c = find_cell(g, x + 3 * s, inv);
-    const float U[2] = {1 - c.f[0], c.f[0]}, V[2] = {1 - c.f[1], c.f[1]}, W[2] = {1 - c.f[2], c.f[2]};
-    for (int a = 0; a < 2; ++a) {
-      if (i + a < slab0 || i + a >= slab1) continue;
-      const float da = a ? gx : -gx;
-      for (int j = 0; j < 2; ++j) {
-        float* q = v_data + c.base + a * sx + j * sy;
-        const float uv = U[a] * V[j], side = da * V[j] + (j ? gy : -gy) * U[a], dz = gz * uv;
-        v4 t0 = v * (uv * W[0]), t1 = v * (uv * W[1]);
-        t0[0] += side * W[0] - dz;
-        t1[0] += side * W[1] + dz;
-        store4(q, load4(q) + t0);
-        store4(q + 4, load4(q + 4) + t1);
+  vf p[3];
+  Cells cells[2];
+  if (n > 0) load_points(x, 0, n, p), find_cells(g, p, inv, cells[0]);
+  for (int64_t s0 = 0; s0 < n; s0 += HH_LANES) {
+    const Cells& c = cells[s0 / HH_LANES % 2];
+    if (s0 + HH_LANES < n) {
+      Cells& next = cells[(s0 / HH_LANES + 1) % 2];
+      load_points(x, s0 + HH_LANES, n, p), find_cells(g, p, inv, next);
+      prefetch_cells<1>(v_data, g.R, next);
+    }
+    for (int l = 0; l < HH_LANES && s0 + l < n; ++l) {
+      const int64_t s = s0 + l;
+      const int i = c.plane[l];
+      if (i + 1 < slab0 || i >= slab1) continue;
+      const v4 v = load4(v_val + 4 * s);
+      float gx = 0, gy = 0, gz = 0;
+      if (v_grad) gx = v_grad[3 * s] * inv, gy = v_grad[3 * s + 1] * inv, gz = v_grad[3 * s + 2] * inv;
+      else if (v[0] == 0 && v[1] == 0 && v[2] == 0 && v[3] == 0) continue;
+      const float U[2] = {1 - c.f[0][l], c.f[0][l]}, V[2] = {1 - c.f[1][l], c.f[1][l]}, W[2] = {1 - c.f[2][l], c.f[2][l]};
+      for (int a = 0; a < 2; ++a) {
+        if (i + a < slab0 || i + a >= slab1) continue;
+        const float da = a ? gx : -gx;
+        for (int j = 0; j < 2; ++j) {
+          float* q = v_data + 4 * (int64_t)c.index[l] + a * sx + j * sy;
+          rows[c.row[l] + a * g.R + j] = 1;
+          const float uv = U[a] * V[j];
+          v4 t0 = v * (uv * W[0]), t1 = v * (uv * W[1]);
+          if (v_grad) {
+            const float side = da * V[j] + (j ? gy : -gy) * U[a], dz = gz * uv;
+            t0 += v4{side * W[0] - dz, 0, 0, 0};
+            t1 += v4{side * W[1] + dz, 0, 0, 0};
+          }
+          store4(q, load4(q) + t0);
+          store4(q + 4, load4(q + 4) + t1);
+        }
       }
     }
   }
+}
+
+HH_INLINE float dot4(v4 a, v4 b) {
+  const v4 p = a * b;
+  return (p[0] + p[1]) + (p[2] + p[3]);
 }
 
 void grid_v_x(const GridView& g, const float* x, int64_t b, int64_t e, const float* v_val, const float* v_grad, float* v_x) {
   const float inv = 1.f / g.h;
-  const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
-  const float D[2] = {-1, 1};
-  for (int64_t n = b; n < e; ++n) {
-    Cell c = find_cell(g, x + 3 * n, inv);
-    const float U[2] = {1 - c.f[0], c.f[0]}, V[2] = {1 - c.f[1], c.f[1]}, W[2] = {1 - c.f[2], c.f[2]};
-    float gx = 0, gy = 0, gz = 0, o[3] = {0, 0, 0};
-    if (v_grad) gx = v_grad[3 * n] * inv, gy = v_grad[3 * n + 1] * inv, gz = v_grad[3 * n + 2] * inv;
-    v4 v = load4(v_val + 4 * n);
-    for (int i = 0; i < 2; ++i)
-      for (int j = 0; j < 2; ++j)
-        for (int k = 0; k < 2; ++k) {
-          v4 q = load4(g.data + c.base + i * sx + j * sy + k * 4), r = v * q;
-          float s = r[0] + r[1] + r[2] + r[3], xy = D[i] * D[j] * W[k], xz = D[i] * V[j] * D[k], yz = U[i] * D[j] * D[k];
-          o[0] += D[i] * V[j] * W[k] * s + q[0] * (gy * xy + gz * xz);
-          o[1] += U[i] * D[j] * W[k] * s + q[0] * (gx * xy + gz * yz);
-          o[2] += U[i] * V[j] * D[k] * s + q[0] * (gx * xz + gy * yz);
-        }
-    for (int k = 0; k < 3; ++k) v_x[3 * n + k] = c.inside[k] ? o[k] * inv : 0.f;
+  for (int64_t n = b; n < e; n += HH_LANES) {
+    vf p[3];
+    Cells c;
+    load_points(x, n, e, p);
+    find_cells(g, p, inv, c);
+    for (int i = 0; i < HH_LANES && n + i < e; ++i) {
+      const Lerp l = lerp_cell(g, c, i, true);
+      const float u = c.f[0][i];
+      const v4 v = load4(v_val + 4 * (n + i));
+      float o[3] = {dot4(v, l.x), dot4(v, l.y[0] + (l.y[1] - l.y[0]) * u), dot4(v, l.t[0] + (l.t[1] - l.t[0]) * u)};
+      if (v_grad) {  // the mixed second derivatives; a trilinear field has no pure ones
+        const float *w = v_grad + 3 * (n + i), z0 = l.z[1][0] - l.z[0][0], z1 = l.z[3][0] - l.z[2][0];
+        const float xy = (l.y[1][0] - l.y[0][0]) * inv, xz = (l.t[1][0] - l.t[0][0]) * inv, yz = (z0 + (z1 - z0) * u) * inv;
+        o[0] += w[1] * xy + w[2] * xz;
+        o[1] += w[0] * xy + w[2] * yz;
+        o[2] += w[0] * xz + w[1] * yz;
+      }
+      for (int k = 0; k < 3; ++k) v_x[3 * (n + i) + k] = c.inside[k][i] ? o[k] * inv : 0.f;
+    }
   }
 }
 
-// [t0,t1]: the first passage of the ray through |phi| < band. See grid.py for the contract.
-void grid_march(const GridView& g, const float* o_, const float* d_, int64_t b_, int64_t e_, float min_step, float band, float* t0, float* t1, float* phi_min) {
+// [t0,t1]: the first passage of the ray through |phi| < band. See grid.py for the contract. One lane is one ray; a lane whose ray
+// is done takes the next one.
+struct March {
+  alignas(32) float o[3][HH_LANES], d[3][HH_LANES], a[HH_LANES], b[HH_LANES], best[HH_LANES], best_t[HH_LANES], tin[HH_LANES], tout[HH_LANES], s[HH_LANES];
+  alignas(32) int32_t in[HH_LANES], alive[HH_LANES], step[HH_LANES];
+  int64_t ray[HH_LANES];
+};
+
+HH_INLINE vf& lanes(float* p) { return *(vf*)p; }
+HH_INLINE vi& lanes(int32_t* p) { return *(vi*)p; }
+
+// Signed distances at HH_LANES points; f is channel 0 alone.
+HH_INLINE vf sdf_at(const GridView& g, const float* f, const vf* x, float inv) {
+  Cells c;
+  find_cells(g, x, inv, c);
+  const int64_t sx = (int64_t)g.R * g.R, sy = g.R;
+  vf q[8];
+  for (int k = 0; k < 8; k += 2) {
+    const float* p = f + (k >> 2) * sx + (k >> 1 & 1) * sy;
+    const int32_t* n = c.index;
+#if HH_LANES == 8 && defined(__AVX2__)
+    load_pairs(p + n[0], p + n[1], p + n[2], p + n[3], p + n[4], p + n[5], p + n[6], p + n[7], q + k);
+#else
+    for (int i = 0; i < HH_LANES; ++i) q[k][i] = p[n[i]], q[k + 1][i] = p[n[i] + 1];
+#endif
+  }
+  const vf u = lanes(c.f[0]), v = lanes(c.f[1]), w = lanes(c.f[2]);
+  for (int k = 0; k < 4; ++k) q[k] = q[2 * k] + (q[2 * k + 1] - q[2 * k]) * w;
+  for (int k = 0; k < 2; ++k) q[k] = q[2 * k] + (q[2 * k + 1] - q[2 * k]) * v;
+  return q[0] + (q[1] - q[0]) * u;
+}
+
+void grid_march(const GridView& g, const float* field, const float* o_, const float* d_, int64_t begin, int64_t end, float min_step, float band, float* t0, float* t1, float* phi_min) {
   const float inv = 1.f / g.h;
-  for (int64_t n = b_; n < e_; ++n) {
-    const float *o = o_ + 3 * n, *d = d_ + 3 * n;
-    float a = 0, b = 1e9f;
-    for (int k = 0; k < 3; ++k) {
-      float dk = absf(d[k]) > 1e-12f ? d[k] : 1e-12f, r = 1.f / dk;
-      float p = (g.lo[k] - o[k]) * r, q = (g.lo[k] + (g.R - 1) * g.h - o[k]) * r;
-      a = maxf(a, minf(p, q));
-      b = minf(b, maxf(p, q));
-    }
-    float best = 1e9f, best_t = 0.5f * (a + b), tin = -1, tout = -1, s = a;
-    bool in = false;
-    for (int it = 0; it < 256 && s < b; ++it) {
-      float x[3] = {o[0] + s * d[0], o[1] + s * d[1], o[2] + s * d[2]};
-      float f = sdf_at(g, x, inv);
-      if (f < best) best = f, best_t = s;
-      if (!in) {
-        if (!(f < band)) { s += maxf((f - band) * 0.9f, min_step); continue; }
-        in = true;
-        tin = maxf(a, s - 0.5f * min_step);
+  const vf zero = {}, small = all(min_step);
+  March m = {};
+  int64_t next = begin;
+  for (int i = 0; i < HH_LANES; ++i) m.step[i] = -1;  // asks for a ray
+  for (;;) {
+    for (int i = 0; i < HH_LANES; ++i) {
+      while (m.step[i] < 0) {
+        if (m.alive[i]) {
+          const int64_t n = m.ray[i];
+          const bool miss = m.tin[i] < 0;
+          t0[n] = miss ? m.best_t[i] - min_step : m.tin[i];
+          t1[n] = (miss ? m.best_t[i] + min_step : m.tout[i]) + 0.5f * min_step;
+          phi_min[n] = m.best[i];
+        }
+        m.alive[i] = next < end ? -1 : 0;
+        m.step[i] = 0;
+        if (!m.alive[i]) break;
+        const float *o = o_ + 3 * next, *d = d_ + 3 * next;
+        float a = 0, b = 1e9f;
+        for (int k = 0; k < 3; ++k) {
+          m.o[k][i] = o[k], m.d[k][i] = d[k];
+          const float dk = absf(d[k]) > 1e-12f ? d[k] : 1e-12f, r = 1.f / dk;
+          const float p = (g.lo[k] - o[k]) * r, q = (g.lo[k] + (g.R - 1) * g.h - o[k]) * r;
+          a = maxf(a, minf(p, q));
+          b = minf(b, maxf(p, q));
+        }
+        m.a[i] = m.s[i] = a, m.b[i] = b, m.best[i] = 1e9f, m.best_t[i] = 0.5f * (a + b);
+        m.tin[i] = m.tout[i] = -1, m.in[i] = 0;
+        m.ray[i] = next++;
+        if (!(a < b)) m.step[i] = -1;
       }
-      tout = s;
-      if (f < -band) break;
-      if (f > band) {
-        if (best <= 0.6f * band) break;
-        in = false;  // it only grazed the outer band: keep looking
-        s += maxf((f - band) * 0.9f, min_step);
-        continue;
-      }
-      s += min_step;
     }
-    if (tin < 0) tin = best_t - min_step, tout = best_t + min_step;
-    t0[n] = tin;
-    t1[n] = tout + 0.5f * min_step;
-    phi_min[n] = best;
+    const vi alive = lanes(m.alive);
+    if (!any(alive)) return;
+    vi done;
+    do {
+      const vf s = lanes(m.s), x[3] = {lanes(m.o[0]) + s * lanes(m.d[0]), lanes(m.o[1]) + s * lanes(m.d[1]), lanes(m.o[2]) + s * lanes(m.d[2])};
+      const vf f = sdf_at(g, field, x, inv), jump = (f - band) * 0.9f, start = s - 0.5f * small;
+      const vi closer = f < lanes(m.best), was_in = lanes(m.in), enters = ~was_in & (f < band), in = was_in | enters;
+      lanes(m.best_t) = closer ? s : lanes(m.best_t);
+      const vf best = lanes(m.best) = closer ? f : lanes(m.best);
+      lanes(m.tin) = enters ? (start > lanes(m.a) ? start : lanes(m.a)) : lanes(m.tin);
+      lanes(m.tout) = in ? s : lanes(m.tout);
+      const vi beyond = in & (f > band), through = in & ((f < -band) | (beyond & (best <= 0.6f * band)));
+      const vi slow = in & ~beyond;  // a ray that only grazed the outer band goes on as if it had not been in
+      lanes(m.in) = slow;
+      const vf t = s + ((slow | ~(jump > small)) ? small : jump);
+      lanes(m.s) = t;
+      const vi step = lanes(m.step) + 1;
+      done = alive & (through | ~(t < lanes(m.b)) | (step >= 256));
+      lanes(m.step) = done ? vi{} - 1 : step;
+    } while (!any(done));
   }
 }
 
@@ -165,13 +330,13 @@ struct RegTerms {
   float h, w_eik, w_lap, band;
 };
 
-// One inner row of grid_reg_flux. A function of its own because only restrict parameters convince the compiler to vectorise it.
-__attribute__((noinline)) void reg_row(int R, const float* __restrict p, RegTerms a, float* __restrict fx, float* __restrict fy,
+// Voxels [k0,k1) of one inner row of grid_reg_flux. A function of its own because only restrict parameters convince the compiler to vectorise it.
+__attribute__((noinline)) void reg_row(int R, int k0, int k1, const float* __restrict p, RegTerms a, float* __restrict fx, float* __restrict fy,
                                        float* __restrict fz, float* __restrict fl, double* __restrict sums) {
   const int64_t sx = (int64_t)R * R, sy = R;
   const float i2h = 0.5f / a.h, ih = 1.f / a.h, we = 2 * a.w_eik * i2h, wl = 2 * a.w_lap * ih;
   float le = 0, ll = 0, count = 0;  // a row is short enough for float sums
-  for (int k = 1; k < R - 1; ++k) {
+  for (int k = k0; k < k1; ++k) {
     const float gx = (p[k + sx] - p[k - sx]) * i2h, gy = (p[k + sy] - p[k - sy]) * i2h, gz = (p[k + 1] - p[k - 1]) * i2h;
     const float on = absf(p[k]) <= a.band ? 1.f : 0.f;
     const float l = __builtin_sqrtf(gx * gx + gy * gy + gz * gz) + 1e-9f, e = l - 1, q = on * we * e / l;
@@ -193,7 +358,7 @@ void grid_reg_flux(int R, int i, const float* f, float h, float w_eik, float w_l
     const bool border = i < 1 || j < 1 || i >= R - 1 || j >= R - 1;
     for (int c = 0; c < 4; ++c)
       for (int k = 0; k < R; k += border ? 1 : R - 1) o[c][k] = 0;
-    if (!border) reg_row(R, f + at, {h, w_eik, w_lap, band}, o[0], o[1], o[2], o[3], sums);
+    if (!border) reg_row(R, 1, R - 1, f + at, {h, w_eik, w_lap, band}, o[0], o[1], o[2], o[3], sums);
   }
 }
 
@@ -245,21 +410,6 @@ void grid_blur_across(int R, int i, const float* a, float* b, float* v_data) {
   for (int64_t n = 0; n < p; ++n) b[n] = edge ? a[n] : .25f * (a[n - p] + 2 * a[n] + a[n + p]);
   if (v_data)
     for (int64_t n = 0; n < p; ++n) v_data[4 * (i * p + n)] = b[n];
-}
-
-// Adam on voxels with a gradient; clears the gradient. c1, c2: bias corrections; eps: for channel 0, relative to the grid's rms.
-void grid_adam(int64_t b, int64_t e, float* p, float* g_, float* m, float* v, float lr_sdf, float lr_color, float b1, float b2, float c1, float c2, float eps) {
-  const v4 lr = {lr_sdf, lr_color, lr_color, lr_color}, ep = {eps, 1e-12f, 1e-12f, 1e-12f};
-  for (int64_t n = 4 * b; n < 4 * e; n += 4) {
-    v4 g = load4(g_ + n);
-    if (g[0] == 0 && g[1] == 0 && g[2] == 0 && g[3] == 0) continue;
-    v4 M = load4(m + n) * b1 + g * (1 - b1), V = load4(v + n) * b2 + g * g * (1 - b2), r;
-    for (int k = 0; k < 4; ++k) r[k] = __builtin_sqrtf(V[k] * c2);
-    store4(p + n, load4(p + n) - lr * (M * c1) / (r + ep));
-    store4(m + n, M);
-    store4(v + n, V);
-    store4(g_ + n, v4{});
-  }
 }
 
 }  // namespace

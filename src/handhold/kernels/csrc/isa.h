@@ -13,6 +13,28 @@ struct GridView {
   float lo[3], h;
 };
 
+constexpr int kMaxGrid = 1024;  // voxels per axis
+
+// Columns [lo,hi) of a row; empty when hi <= lo.
+struct Span {
+  int32_t lo, hi;
+};
+
+// One step of regularisers, blur and Adam; see SdfGrid.update.
+struct GridUpdate {
+  int R, blur;
+  float h, w_eik, w_lap, band, scale;             // scale: 1 / number of voxels in the band
+  float lr_sdf, lr_color, b1, b2, c1, c2, eps;
+  float *data, *v_data;                           // (R,R,R,4)
+  float *m, *v;                                   // (4,R,R,R) moments
+  float *f, *a;                                   // (R,R,R) channel 0 of data; its gradient on its way through the blur
+  bool refresh;                                   // f is to be read anew
+  uint8_t* rows;                                  // (R,R) not 0 where v_data may not be
+  Span *band_span, *v_span, *a_span;              // (R,R) rows: in the band, with a sample's gradient, of a
+  Span* ever;                                     // (R,R) rows: all v_span so far
+  double *sums, *rms;                             // (R,3) eikonal, Laplacian, count; (R,2) second moment and its count
+};
+
 // NeuS compositing of one ray batch: samples at t (n,S) along o + t d.
 struct RenderArgs {
   GridView grid;
@@ -20,10 +42,53 @@ struct RenderArgs {
   float beta;
   const float *o, *d, *t;                   // (n,3) (n,3) (n,S)
   float *rgb, *acc, *depth;                 // forward: (n,3) (n) (n)
+  float* seen;                              // (n,4,S) value at the samples, written by the forward and read by the backward
   const float *v_rgb, *v_acc, *v_depth;     // backward inputs
   float *x, *v_val;                         // backward outputs per sample: position (n*S,3) and dL/dval (n*S,4)
   float *v_o, *v_d;                         // backward, optional (n,3)
   float *v_beta;                            // backward, optional (n): one term per ray
+};
+
+constexpr int kMaxLevels = 32;
+
+struct EncodeLevel {
+  int64_t offset;  // first row of the level in the table
+  int32_t res;     // cells per axis; (res + 1)^3 corners
+  uint32_t mask;   // rows - 1 of a hashed level, 0 for a dense one
+  float weight;
+};
+
+// Multiresolution grid on a box: u = (x - lo) * inv in [0,1]. D = F L concatenated, or F summed.
+struct EncodeArgs {
+  int64_t n;
+  int F, L, D;
+  bool smooth, sum;
+  float lo[3], inv[3];
+  EncodeLevel levels[kMaxLevels];
+  const float *x, *table;            // (n,3) (rows,F)
+  float *val, *jac;                  // (n,D) (n,D,3)
+  const float *v_val, *v_jac;        // either may be null
+  float *v_table, *v_x;
+};
+
+struct TriplaneArgs {
+  int64_t n;
+  int R, C;
+  bool align_corners, sum;
+  float lo[3], inv[3];
+  const float *x, *planes;           // (n,3) (3,R,R,C)
+  float *val, *jac;                  // (n,D) (n,D,3), D = C or 3C
+  const float *v_val, *v_jac;        // either may be null
+  float *v_planes, *v_x;
+};
+
+struct FourierArgs {
+  int bands;
+  bool pi, identity;
+  const float *x, *weights;          // (n,3) (bands)
+  float *val, *jac;                  // (n,D) (n,D,3), D = 3 (identity + 2 bands)
+  const float *v_val, *v_jac;        // either may be null
+  float* v_x;
 };
 
 // A 3D Gaussian in the image. The exponent of alpha at a pixel is A dx^2 + B dx dy + C dy^2 + lop, in base 2.
@@ -137,19 +202,31 @@ struct BvhView {
 struct Kernels {
   const char* name;
   void (*grid_sample)(const GridView&, const float* x, int64_t b, int64_t e, float* val, float* grad);
-  void (*grid_scatter)(const GridView&, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data);
+  void (*grid_scatter)(const GridView&, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data,
+                       uint8_t* rows);
   void (*grid_v_x)(const GridView&, const float* x, int64_t b, int64_t e, const float* v_val, const float* v_grad, float* v_x);
-  void (*grid_march)(const GridView&, const float* o, const float* d, int64_t b, int64_t e, float min_step, float band, float* t0,
+  void (*grid_march)(const GridView&, const float* field, const float* o, const float* d, int64_t b, int64_t e, float min_step, float band, float* t0,
                      float* t1, float* phi_min);
   void (*grid_extract)(const GridView&, int plane, float* f);
   void (*grid_reg_flux)(int R, int plane, const float* f, float h, float w_eik, float w_lap, float band, float* flux, double* sums);
   void (*grid_reg_gather)(int R, int plane, float scale, const float* flux, float* row, float* v_data);
   void (*grid_blur_plane)(int R, int plane, const float* v_data, float* a, float* b);
   void (*grid_blur_across)(int R, int plane, const float* a, float* b, float* v_data);
-  void (*grid_adam)(int64_t b, int64_t e, float* p, float* g, float* m, float* v, float lr_sdf, float lr_color, float b1, float b2, float c1, float c2, float eps);
+  void (*grid_scan)(const GridUpdate&, int plane);
+  void (*grid_slab)(const GridUpdate&, int plane0, int plane1, float* work, Span* spans);
+  void (*grid_blur_next)(const GridUpdate&, int plane, const float* from, const Span* from_span, float* to, Span* to_span, float* work, Span* spans);
+  void (*grid_step)(const GridUpdate&, int plane, const float* from, const Span* span, float* row);
   void (*render_forward)(const RenderArgs&, int64_t b, int64_t e);
   void (*render_backward)(const RenderArgs&, int64_t b, int64_t e);
   SplatKernels splat, disk;
+  void (*encode_forward)(const EncodeArgs&, int64_t b, int64_t e);
+  void (*encode_v_table)(const EncodeArgs&, int l0, int l1);
+  void (*encode_v_x)(const EncodeArgs&, int64_t b, int64_t e);
+  void (*fourier_forward)(const FourierArgs&, int64_t b, int64_t e);
+  void (*fourier_v_x)(const FourierArgs&, int64_t b, int64_t e);
+  void (*triplane_forward)(const TriplaneArgs&, int64_t b, int64_t e);
+  void (*triplane_v_planes)(const TriplaneArgs&, int plane, int row0, int row1);
+  void (*triplane_v_x)(const TriplaneArgs&, int64_t b, int64_t e);
   void (*blur11)(const float* in, int W, int H, int y0, int y1, const float* taps, float* row, float* out, int axis);
   void (*ssim_map)(const float* const* moments, int64_t b, int64_t e, float scale, float* d_m1, float* d_e11, float* d_e12,
                    double* sum);
