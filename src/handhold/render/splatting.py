@@ -121,8 +121,6 @@ def surface_normals(means: Tensor, quats: Tensor, scales: Tensor, viewmat: Tenso
 def _median_depth(median: Tensor, viewmat: Tensor, K: Tensor, i: _Inputs) -> Tensor:
     found = median >= 0
     means, quats, scales, _ = i.shape
-    if not bool(found.any()):
-        return torch.zeros(median.shape, dtype=means.dtype, device=means.device)
     which = median[found].long()
     if i.kind == "2d":
         of_pixel = [t.index_select(0, which) for t in (means, quats, scales)]
