@@ -161,8 +161,8 @@ def splat(
     normals: whether to composite them in the same pass; False leaves them to a second pass when `.normals` is first
     read. By default True for 2D Gaussians, False for 3D ones.
 
-    Gradients flow to every float tensor, viewmats and Ks included. backend: "cpu" (compiled, float32), "triton" (CUDA,
-    3D only) or "torch" (anything); chosen by the tensors when None. Raises ValueError or TypeError on wrong shapes,
+    Gradients flow to every float tensor, viewmats and Ks included. backend: "cpu" (compiled, float32), "triton" (CUDA)
+    or "torch" (anything); chosen by the tensors when None. Raises ValueError or TypeError on wrong shapes,
     dtypes, sizes, ids or values that are not finite, before any kernel runs.
     """
     if viewmats.ndim != 3 or Ks.ndim != 3 or len(viewmats) != len(Ks) or not len(Ks):
