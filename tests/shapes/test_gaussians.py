@@ -5,6 +5,7 @@ import torch
 
 from handhold.geometry.rigid import so3_exp
 from handhold.kernels.splat_torch import shade
+from handhold.render import splat
 from handhold.shapes.gaussians import Gaussians, axes_of, concatenate, rotate_sh
 
 D = torch.float64
@@ -104,6 +105,20 @@ def test_mirror_is_an_involution_that_changes_nothing_in_place():
     assert torch.allclose(once.covariance(), X @ g.covariance() @ X, atol=1e-12)
     w, x, y, z = g.quats.unbind(1)
     assert torch.equal(once.quats, torch.stack([w, x, -y, -z], 1))
+
+
+def test_both_hands_teach_the_shared_gaussians():
+    """One canonical set, posed as the right hand and, mirrored, as the left: each frame's loss reaches every part."""
+    g = some(8, dtype=torch.float32)
+    leaves = [x.clone().requires_grad_() for x in (g.means * 0.1, g.quats, g.scales * 0.05, g.opacities, g.colors)]
+    K, view = torch.tensor([[[30.0, 0, 8], [0, 30, 8], [0, 0, 1]]]), torch.eye(4)[None].clone()
+    view[0, 2, 3] = 1
+    shared = Gaussians(*leaves, g.ids)
+    for hand in (shared, shared.mirrored()):
+        r = splat(hand.means, hand.quats, hand.scales, hand.opacities, hand.colors, view, K, 16, 16)
+        grads = torch.autograd.grad((r.color * r.color).sum() + r.normals.sum(), leaves)
+        assert all(v.norm() > 0 for v in grads)
+    assert torch.equal(r.alpha.flip(2)[0, ..., 0] > 0, splat(*leaves, view, K, 16, 16).alpha[0, ..., 0] > 0)
 
 
 @pytest.mark.parametrize("degree", [None, 0, 1, 2, 3])

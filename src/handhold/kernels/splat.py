@@ -37,7 +37,7 @@ def rasterize(
     means (N,3) world metres; quats (N,4) wxyz of any length; scales (N,3) metres; opacities (N,); colors (N,3), or
     (N,K,3) SH coefficients when sh_degree (0-3) is given; viewmat (4,4) camera-from-world; K (3,3) pixels; ids (N,)
     int64; features (N,F), F <= 32, composited like colours. kind "2d": disks in the plane of the first two axes (Huang
-    et al. 2024), whose third scale is ignored; no triton backend.
+    et al. 2024), whose third scale is ignored.
     Returns out (H,W,4+F+n_ids): rgb, depth, features and the weight of each body, all premultiplied by alpha; alpha
     (H,W); median (H,W) int32: the Gaussian at which the transmittance falls to 1/2 or less, -1 where it never does.
     Gradients to all floats. Shapes are checked here; finite values are the caller's to check (`check_finite`).
@@ -49,9 +49,10 @@ def rasterize(
     if features is not None and not features.shape[1]:
         features = None
     tensors = (means, quats, scales, opacities, colors, viewmat, features)
-    chosen = _lib.resolve_backend(backend, *tensors, triton=_triton if kind == "3d" else None)
+    chosen = _lib.resolve_backend(backend, *tensors, triton=_triton)
     if chosen == "triton":
-        return _triton().rasterize(*tensors[:6], K.to(means), width, height, sh_degree, ids, n_ids, features=features)
+        rest = {"features": features, "kind": kind}
+        return _triton().rasterize(*tensors[:6], K.to(means), width, height, sh_degree, ids, n_ids, **rest)
     if chosen == "torch":
         rest = (width, height, sh_degree, ids, n_ids, features, kind)
         return splat_torch.rasterize(*tensors[:6], K.to(means), *rest)

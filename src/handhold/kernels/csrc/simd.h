@@ -14,6 +14,7 @@ namespace {
 
 typedef float vf __attribute__((vector_size(HH_LANES * 4)));
 typedef int32_t vi __attribute__((vector_size(HH_LANES * 4)));
+typedef uint32_t vu __attribute__((vector_size(HH_LANES * 4)));
 typedef float v4 __attribute__((vector_size(16)));
 typedef int32_t v4i __attribute__((vector_size(16)));
 typedef float v4u __attribute__((vector_size(16), aligned(4)));
@@ -132,7 +133,7 @@ HH_INLINE vf exp2_near(vf y) {
   p = p * f + 2.402211972e-1f;
   p = p * f + 6.931469671e-1f;
   p = p * f + 1.000000072f;
-  return (vf)((vi)p + (n << 23));
+  return (vf)((vu)p + ((vu)n << 23));
 }
 
 HH_INLINE v4 sigmoid4(v4 x) {
