@@ -260,7 +260,7 @@ def main() -> None:
 
 
 def worst(key: str, values: list[float]) -> float:
-    """The worst over seeds: a scale farthest from 1, a signed error farthest from 0, the least seen, else the largest."""
+    """The worst over seeds: a scale farthest from 1, an error farthest from 0, the least seen."""
     if key == "seen_share":
         return min(values)
     return max(values, key=lambda v: abs(v - 1) if key == "scale" else abs(v))
