@@ -240,7 +240,7 @@ def main() -> None:
             "setting": asdict(CASES[name]),
             "stages": [asdict(s) for s in STAGES[CASES[name].stages]],
             "median": {k: round(statistics.median(r[k] for r in found), 4) for k in keys},
-            "worst": {k: max((r[k] for r in found), key=badness) for k in keys},
+            "worst": {k: worst(k, [r[k] for r in found]) for k in keys},
             "seeds": found,
         }
         if name in BARS:
@@ -259,9 +259,11 @@ def main() -> None:
     part.replace(args.out)
 
 
-def badness(value: float) -> float:
-    """For the worst over seeds: scales and signed errors are bad away from 1 and 0; shares and the rest when large."""
-    return abs(value - 1) if 0.9 < value < 1.1 else abs(value)
+def worst(key: str, values: list[float]) -> float:
+    """The worst over seeds: a scale farthest from 1, an error farthest from 0, the least seen."""
+    if key == "seen_share":
+        return min(values)
+    return max(values, key=lambda v: abs(v - 1) if key == "scale" else abs(v))
 
 
 def picture(mesh: Mesh, truth: scene.Pictures, views: tuple[int, ...] = (0, 1, 3, 4)) -> np.ndarray:
