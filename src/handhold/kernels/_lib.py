@@ -123,7 +123,7 @@ def resolve_backend(backend: str | None = None, *tensors: torch.Tensor | None) -
 
 
 def all_finite(t: torch.Tensor) -> bool:
-    """True when no entry is NaN or infinite; far quicker than isfinite().all(), since extremes are never written out."""
+    """True when no entry is NaN or infinite. Many times faster than isfinite().all(), which writes masks out."""
     return t.numel() == 0 or all(math.isfinite(v) for v in t.detach().aminmax())
 
 
