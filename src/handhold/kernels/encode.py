@@ -96,7 +96,7 @@ def fourier(
     if x.ndim != 2 or weights.ndim != 1:
         raise ValueError(f"fourier takes x (N,d) and weights (B,), not {tuple(x.shape)} and {tuple(weights.shape)}")
     _check_positions(x)
-    if len(weights) > 64 or not bool(torch.isfinite(weights).all()):
+    if len(weights) > 64 or not _lib.all_finite(weights):
         raise ValueError("fourier takes at most 64 bands, of finite weight")
     if x.shape[1] != 3 and backend is None:
         backend = "torch"
@@ -110,7 +110,7 @@ def fourier(
 def _check_positions(x: Tensor) -> None:
     if not x.dtype.is_floating_point:
         raise TypeError(f"positions must be floating point, not {x.dtype}")
-    if not bool(torch.isfinite(x.detach()).all()):
+    if not _lib.all_finite(x):
         raise ValueError("positions must be finite; some are NaN or infinite")
 
 

@@ -30,7 +30,7 @@ class SdfGrid:
         self.grad = torch.zeros_like(self.data)
         self.h = float(h)
         self.lo = torch.as_tensor(lo, dtype=data.dtype, device=data.device).detach().reshape(-1).expand(3).clone()
-        if not (0 < self.h < float("inf") and bool(torch.isfinite(self.lo).all())):
+        if not (0 < self.h < float("inf") and _lib.all_finite(self.lo)):
             raise ValueError(f"a grid needs a finite corner and a positive voxel size, not {self.lo.tolist()} and {h}")
         self.backend = _lib.resolve_backend(backend, self.data)
         self.step = 0
@@ -96,7 +96,7 @@ class SdfGrid:
         Backward adds to `self.grad` and gives gradients to o, d and beta.
         """
         _check_points(self, o=o, d=d)
-        if t.shape[:-1] != o.shape[:1] or not 2 <= t.shape[1] <= 256 or not bool(torch.isfinite(t.detach()).all()):
+        if t.shape[:-1] != o.shape[:1] or not 2 <= t.shape[1] <= 256 or not _lib.all_finite(t):
             raise ValueError(f"render takes 2 to 256 finite samples per ray, t (N,S), not {tuple(t.shape)}")
         beta = torch.as_tensor(beta, dtype=self.data.dtype, device=self.data.device)
         if beta.numel() != 1 or not beta.item() > 0:
@@ -226,7 +226,7 @@ def _check_points(grid: SdfGrid, **points: Tensor) -> None:
             raise ValueError(f"{name} has shape (N,3), not {tuple(p.shape)}")
         if p.device != grid.data.device or not p.dtype.is_floating_point:
             raise TypeError(f"{name} is {p.dtype} on {p.device}; the grid is {grid.data.dtype} on {grid.data.device}")
-        if not bool(torch.isfinite(p.detach()).all()):
+        if not _lib.all_finite(p):
             raise ValueError(f"{name} must be finite; some are NaN or infinite")
 
 

@@ -140,11 +140,16 @@ HH_INLINE Lerp lerp_cell(const GridView& g, const Cells& c, int lane, bool gradi
 
 void grid_sample(const GridView& g, const float* x, int64_t b, int64_t e, float* val, float* grad) {
   const float inv = 1.f / g.h;
+  vf p[3];
+  Cells cells[2];
+  if (b < e) load_points(x, b, e, p), find_cells(g, p, inv, cells[0]);
   for (int64_t n = b; n < e; n += HH_LANES) {
-    vf p[3];
-    Cells c;
-    load_points(x, n, e, p);
-    find_cells(g, p, inv, c);
+    const Cells& c = cells[(n - b) / HH_LANES % 2];
+    if (n + HH_LANES < e) {
+      Cells& next = cells[((n - b) / HH_LANES + 1) % 2];
+      load_points(x, n + HH_LANES, e, p), find_cells(g, p, inv, next);
+      prefetch_cells<0>(g.data, g.R, next);
+    }
     for (int i = 0; i < HH_LANES && n + i < e; ++i) {
       const Lerp l = lerp_cell(g, c, i, true);
       store4(val + 4 * (n + i), l.value);

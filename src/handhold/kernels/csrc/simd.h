@@ -110,6 +110,8 @@ HH_INLINE V exp_neg_(V s) {
   p = p * f + 1.0f;
   return p * (V)((n + 127) << 23);
 }
+HH_INLINE vf exp_neg(vf s) { return exp_neg_<vf, vi>(s); }
+
 HH_INLINE vi nearest(vf v) {
 #if HH_LANES == 8 && defined(__AVX__)
   return (vi)_mm256_cvtps_epi32((__m256)v);
