@@ -20,7 +20,7 @@ from torch import Tensor
 
 from handhold.kernels.grid import SdfGrid
 from handhold.kernels.ssim import ssim_mean
-from handhold.render.splat import splat
+from handhold.render import splat
 
 DENSE_PAIRS = 50e6  # pixels x Gaussians of all tiles that dense torch may hold: about 4 GB with what backward keeps
 

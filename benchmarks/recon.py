@@ -30,8 +30,8 @@ import handhold
 from handhold import kernels
 from handhold.geometry.cameras import pixel_centres, unproject
 from handhold.geometry.meshes import closest_on_triangles, sample_surface
-from handhold.geometry.raster import depth_image
 from handhold.geometry.rigid import nearest_rotation
+from handhold.kernels.raster import depth_image
 from handhold.scene import Mesh
 from handhold.shapes.sdf import surface
 from handhold.shapes.sdf_fit import FitConfig, Stage

@@ -32,7 +32,7 @@ class SdfGrid:
         self.lo = torch.as_tensor(lo, dtype=data.dtype, device=data.device).detach().reshape(-1).expand(3).clone()
         if not (0 < self.h < float("inf") and _lib.all_finite(self.lo)):
             raise ValueError(f"a grid needs a finite corner and a positive voxel size, not {self.lo.tolist()} and {h}")
-        self.backend = _lib.resolve_backend(backend, self.data)
+        self.backend = _lib.resolve_backend(backend, self.data, triton=_triton)
         self.step = 0
         self._m: Tensor | None = None
         self._v: Tensor | None = None
@@ -80,6 +80,8 @@ class SdfGrid:
         _check_points(self, o=o, d=d)
         if self.backend == "torch":
             return grid_torch.march(self.data, self.lo, self.h, o.detach(), d.detach(), min_step, band)
+        if self.backend == "triton":
+            return _triton().march(self.data, self.lo, self.h, o, d, min_step, band)
         o, d = _flat(o), _flat(d)
         t0, t1, phi = torch.empty(3, n).unbind(0)
         _lib.lib().hh_grid_march(
@@ -109,7 +111,7 @@ class SdfGrid:
 
         Means over inner voxels with |sdf| <= band of (|grad| - 1)^2 and (h Laplacian)^2.
         """
-        if self.backend == "torch":
+        if self.backend != "cpu":
             with torch.enable_grad():
                 f = self.data.detach().requires_grad_()
                 eik, lap = grid_torch.regularizers(f, self.h, band)
@@ -129,7 +131,7 @@ class SdfGrid:
         """Smooth the distance channel of `self.grad` with [1 2 1]/4 per axis: a Sobolev preconditioner."""
         if iterations < 1:
             return
-        if self.backend == "torch":
+        if self.backend != "cpu":
             self.grad[..., 0] = grid_torch.blur(self.grad[..., 0], iterations)
         else:
             self._rows_of = None
@@ -150,7 +152,8 @@ class SdfGrid:
         if self._m is None:
             self._m, self._v = torch.zeros_like(self.data), torch.zeros_like(self.data)
         flat = [t.view(-1, 4) for t in (self.data, self.grad, self._m, self._v)]
-        grid_torch.adam(*flat, lr_sdf, lr_color, *betas, self.step, rel_eps)
+        ops = _triton() if self.backend == "triton" else grid_torch
+        ops.adam(*flat, lr_sdf, lr_color, *betas, self.step, rel_eps)
 
     @torch.no_grad()
     def update(
@@ -165,7 +168,7 @@ class SdfGrid:
         rel_eps: float = 0.3,
     ) -> tuple[float, float]:
         """`reg`, `blur` and `adam` in one sweep over the voxels that have a gradient; returns what `reg` does."""
-        if self.backend == "torch":
+        if self.backend != "cpu":
             means = self.reg(w_eik, w_lap, band)
             self.blur(blur)
             self.adam(lr_sdf, lr_color, betas, rel_eps)
@@ -230,6 +233,12 @@ def _check_points(grid: SdfGrid, **points: Tensor) -> None:
             raise ValueError(f"{name} must be finite; some are NaN or infinite")
 
 
+def _triton():
+    from . import grid_triton
+
+    return grid_triton
+
+
 def _flat(t: Tensor) -> Tensor:
     return t.detach().to(torch.float32).contiguous()
 
@@ -246,6 +255,8 @@ class _Sample(torch.autograd.Function):
         ctx.save_for_backward(x)
         if grid.backend == "torch":
             return grid_torch.sample(grid.data, grid.lo, grid.h, x)
+        if grid.backend == "triton":
+            return _triton().sample(grid.data, grid.lo, grid.h, x)
         p, n = _flat(x), len(x)
         val, grad = torch.empty(n, 4), torch.empty(n, 3)
         _lib.lib().hh_grid_sample(
@@ -271,6 +282,9 @@ class _Sample(torch.autograd.Function):
         p, n = _flat(x), len(x)
         v_val = x.new_zeros(n, 4) if v_val is None else v_val.contiguous()
         v_grad = None if v_grad is None else v_grad.contiguous()
+        if grid.backend == "triton":
+            v_x = _triton().sample_backward(grid.data, grid.lo, grid.h, x, v_val, v_grad, grid.grad, wants_x)
+            return v_x, None, torch.zeros_like(grid._anchor)
         v_x = torch.empty(n, 3) if wants_x else None
         _lib.lib().hh_grid_backward(
             n, pointer(p), pointer(grid.data), grid.R, grid._lo, grid.h, pointer(v_val), pointer(v_grad),
@@ -288,6 +302,9 @@ class _Render(torch.autograd.Function):
         ctx.seen = None
         if grid.backend == "torch":
             return grid_torch.render(grid.data, grid.lo, grid.h, o, d, t, beta)
+        if grid.backend == "triton":
+            *out, ctx.seen = _triton().render(grid.data, grid.lo, grid.h, o, d, t, beta)
+            return tuple(out)
         n, S = t.shape
         o, d, t = _flat(o), _flat(d), _flat(t)
         rgb, acc, depth = torch.empty(n, 3), torch.empty(n), torch.empty(n)
@@ -312,6 +329,11 @@ class _Render(torch.autograd.Function):
                 gf, go, gd, gb = torch.autograd.grad(out, inputs, [v_rgb, v_acc, v_depth])
             grid.grad += gf
             return go, gd, gb if wants_beta else None, None, None, torch.zeros_like(grid._anchor)
+        if grid.backend == "triton":
+            v_o, v_d, gb = _triton().render_backward(
+                grid.data, grid.lo, grid.h, o, d, t, beta, ctx.seen, v_rgb, v_acc, v_depth, grid.grad, wants_ray
+            )
+            return v_o, v_d, gb if wants_beta else None, None, None, torch.zeros_like(grid._anchor)
         o, d, t = _flat(o), _flat(d), _flat(t)
         v_o, v_d = (torch.empty_like(o), torch.empty_like(d)) if wants_ray else (None, None)
         v_beta = torch.empty(n) if wants_beta else None

@@ -17,9 +17,18 @@ def ssim_mean(x: Tensor, y: Tensor, backend: str | None = None) -> Tensor:
     """Mean SSIM of two images (C,H,W) in [0,1]: a scalar, differentiable in both."""
     if x.ndim != 3 or x.shape != y.shape:
         raise ValueError(f"ssim takes two images (C,H,W) of one shape, not {tuple(x.shape)} and {tuple(y.shape)}")
-    if _lib.resolve_backend(backend, x, y) == "torch":
+    chosen = _lib.resolve_backend(backend, x, y, triton=_triton)
+    if chosen == "triton":
+        return _triton().ssim_mean(x, y)
+    if chosen == "torch":
         return twin(x, y)
     return _Ssim.apply(x, y)
+
+
+def _triton():
+    from . import ssim_triton
+
+    return ssim_triton
 
 
 def twin(x: Tensor, y: Tensor) -> Tensor:
