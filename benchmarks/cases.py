@@ -118,7 +118,7 @@ def grid_case(quick: bool, pose: bool = False) -> Case:
         return {"value": value, "normal": normal, "grad grid": grid.grad} | ({"grad points": x.grad} if pose else {})
 
     def torch_step() -> Outputs:
-        value, normal = trilinear_torch.sample(data, -0.1, grid.h, points)
+        value, normal = trilinear_torch.value_and_normal(data, grid.lo, grid.h, points)
         grads = torch.autograd.grad([value, normal], list(leaves.values()), [v_value, v_normal])
         return {"value": value, "normal": normal} | dict(zip(leaves, grads, strict=True))
 

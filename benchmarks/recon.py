@@ -34,7 +34,7 @@ from handhold.geometry.rigid import nearest_rotation
 from handhold.kernels.raster import depth_image
 from handhold.scene import Mesh
 from handhold.shapes.sdf import surface
-from handhold.shapes.sdf_fit import FitConfig, Stage
+from handhold.shapes.sdf_fit import SdfFitConfig, Stage
 from handhold.tracking.object import Observations, refine_object
 
 RESULTS = Path(__file__).parent / "results" / "recon.json"
@@ -178,7 +178,7 @@ def run(case: Case, truth: scene.Pictures, seed: int) -> tuple[dict, Mesh]:
     true = truth.cam_from_object
     joint = case.degrees > 0 or case.mm > 0
     given = scene.perturbed(true, case.degrees, case.mm, seed) if joint else true
-    config = FitConfig(samples=16 if joint else 32, pose_lr=5e-3 if joint else 0.0, seed=seed)
+    config = SdfFitConfig(samples=16 if joint else 32, pose_lr=5e-3 if joint else 0.0, seed=seed)
     start = time.process_time()
     fitted = refine_object(
         obs, given, np.ones(len(true)), STAGES[case.stages], config, hull_quantile=case.hull_quantile

@@ -1,4 +1,4 @@
-"""Image losses: pure functions of tensors."""
+"""Losses of images, surfaces and fields: pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ def photometric(x: Tensor, y: Tensor, ssim_weight: float = 0.2, backend: str | N
 def psnr(x: Tensor, y: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of images in [0,1]."""
     return -10 * torch.log10((x - y).square().mean().clamp(min=1e-12))
+
+
+def eikonal(gradient: Tensor) -> Tensor:
+    """Mean (|gradient| - 1)^2 of (M,3) (Gropp et al., ICML 2020, eq. 2).
+
+    Never gated by its own size: without it an SDF is no distance, and neither densities nor sample bounds mean metres.
+    Where the field's gradient is exactly 0 it has none itself.
+    """
+    square = gradient.square().sum(-1)
+    norm = torch.where(square > 0, square, torch.ones_like(square)).sqrt() * (square > 0)
+    return (norm - 1).square().mean()
 
 
 def depth_normal_consistency(normals: Tensor, alpha: Tensor, depth: Tensor, viewmats: Tensor, Ks: Tensor) -> Tensor:

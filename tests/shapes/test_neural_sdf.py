@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from handhold.shapes.neural_sdf import ColorMlp, SdfMlp, autograd_gradient, eikonal
+from handhold.losses import eikonal
+from handhold.shapes.neural_sdf import ColorMlp, SdfMlp, autograd_gradient
 
 
 def ball(n: int, reach: float = 1.0, dtype=torch.float32):

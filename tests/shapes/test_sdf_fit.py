@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 from handhold.geometry.rigid import so3_exp
 from handhold.kernels.grid import SdfGrid
 from handhold.shapes.sdf import View, surface, visual_hull
-from handhold.shapes.sdf_fit import FitConfig, Pixels, Stage, compose, fit_sdf, gauge_modes, object_rays, without
+from handhold.shapes.sdf_fit import Pixels, SdfFitConfig, Stage, compose, fit_sdf, gauge_modes, object_rays, without
 from solids import HEIGHT, WIDTH, K, around, box_depth, colored, pattern, rays
 
 HALF = np.array([0.03, 0.042, 0.022])
@@ -75,7 +75,7 @@ def test_known_poses_give_the_shape_to_less_than_a_voxel():
     start = hull(inside, poses, 24, 1.0)
     before = start.data.clone()
     stages = (Stage(24, 40, (1.2, 0.8), 1.0), Stage(32, 80, (0.8, 0.4), 1.0))
-    config = FitConfig(rays=1024, pose_lr=0.0)
+    config = SdfFitConfig(rays=1024, pose_lr=0.0)
     found = fit_sdf(start, lambda s: pixels, torch.from_numpy(poses), torch.zeros(3), RADIUS, stages, config)
     assert torch.equal(start.data, before)
     assert torch.allclose(found.cam_from_object, torch.from_numpy(poses).float(), atol=1e-6)
@@ -96,7 +96,7 @@ def test_poses_that_are_all_five_degrees_off_come_back():
     stages = (Stage(24, 120, (2.0, 1.0), 1.0), Stage(32, 80, (1.0, 0.6), 1.0))
     found = fit_sdf(
         hull(inside, given, 24, 0.8), lambda s: pixels, torch.from_numpy(given), torch.zeros(3), RADIUS, stages,
-        FitConfig(rays=1536, pose_lr=1e-2),
+        SdfFitConfig(rays=1536, pose_lr=1e-2),
     )  # fmt: skip
     after = turns(found.cam_from_object.double().numpy(), true)
     assert np.median(after) < 2.0 and after.mean() < 2.5, after  # a pixel is three degrees here
@@ -108,7 +108,7 @@ def test_hidden_pixels_move_no_pose():
     hidden = replace(pixels, label=-torch.ones_like(pixels.label), clear=torch.zeros_like(pixels.clear))
     found = fit_sdf(
         hull(inside, poses, 16, 1.0), lambda s: hidden, torch.from_numpy(poses), torch.zeros(3), RADIUS,
-        (Stage(16, 3, (1.0, 0.8), 1.0),), FitConfig(rays=256),
+        (Stage(16, 3, (1.0, 0.8), 1.0),), SdfFitConfig(rays=256),
     )  # fmt: skip
     assert torch.allclose(found.cam_from_object, torch.from_numpy(poses).float(), atol=1e-6)
 

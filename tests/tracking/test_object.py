@@ -8,7 +8,7 @@ import torch
 
 from handhold.geometry.rigid import so3_exp
 from handhold.shapes.sdf import surface
-from handhold.shapes.sdf_fit import FitConfig, Stage, shading
+from handhold.shapes.sdf_fit import SdfFitConfig, Stage, shading
 from handhold.tracking.object import Observations, object_extent, refine_object
 from handhold.tracking.register import register_missing
 from solids import HEIGHT, WIDTH, K, around, box_depth, colored, looking, pattern, sphere_depth
@@ -83,7 +83,7 @@ def test_shading_is_second_order_and_orthogonal():
 def test_a_textured_box_is_recovered():
     poses = around(16, 0.25)
     stages = (Stage(24, 60, (2.5, 1.2), 1.0), Stage(36, 80, (1.5, 0.8), 1.0))
-    fitted = refine_object(seen_box(poses), poses, np.ones(16), stages, FitConfig(rays=1024, pose_lr=0))
+    fitted = refine_object(seen_box(poses), poses, np.ones(16), stages, SdfFitConfig(rays=1024, pose_lr=0))
     mesh, _ = surface(fitted.grid)
     away = np.abs(box_sdf(mesh.vertices)) / fitted.grid.h
     assert np.median(away) < 0.6 and np.quantile(away, 0.9) < 1.5
@@ -99,9 +99,11 @@ def test_frames_that_are_off_are_pulled_in_by_the_others():
     given[off, :3, :3] = (given[:, :3, :3] @ turn)[off]
     given[6] = np.nan
     obs = seen_box(true)
-    shape = refine_object(obs, true, np.ones(16), (Stage(32, 100, (2.5, 1.0), 1.0),), FitConfig(rays=1024, pose_lr=0))
+    shape = refine_object(
+        obs, true, np.ones(16), (Stage(32, 100, (2.5, 1.0), 1.0),), SdfFitConfig(rays=1024, pose_lr=0)
+    )
     finer = (Stage(32, 100, (1.5, 0.8), 1.0),)
-    fitted = refine_object(obs, given, np.ones(16), finer, FitConfig(rays=1024, pose_lr=5e-3), start=shape)
+    fitted = refine_object(obs, given, np.ones(16), finer, SdfFitConfig(rays=1024, pose_lr=5e-3), start=shape)
     poses = fitted.cam_from_object
     before, after = (turns(true[known, :3, :3], p[known, :3, :3])[off[known]] for p in (given, poses))
     assert (after < 0.7 * before).all() and np.mean(after) < 0.5 * np.mean(before), (before, after)
@@ -111,7 +113,7 @@ def test_frames_that_are_off_are_pulled_in_by_the_others():
 def test_known_poses_stay_and_the_seed_decides():
     poses = around(10, 0.3)
     obs = seen_box(poses)
-    a, b = (refine_object(obs, poses, np.ones(10), QUICK, FitConfig(rays=512, pose_lr=0, seed=3)) for _ in range(2))
+    a, b = (refine_object(obs, poses, np.ones(10), QUICK, SdfFitConfig(rays=512, pose_lr=0, seed=3)) for _ in range(2))
     assert np.allclose(a.cam_from_object, poses, atol=1e-5)
     assert torch.equal(a.grid.data, b.grid.data)
 
@@ -124,7 +126,7 @@ def test_missing_frames_are_registered_to_the_model_of_the_others():
     obs = seen_box(true)
     given = true.copy()
     given[[4, 9]] = np.nan
-    shape = refine_object(obs, given, np.ones(14), QUICK, FitConfig(rays=1024, pose_lr=0))
+    shape = refine_object(obs, given, np.ones(14), QUICK, SdfFitConfig(rays=1024, pose_lr=0))
     obs.frames[9], obs.inside[9] = 40, False
     obs.inside[9, 5:16, 5:90] = True  # a bar, whatever it is
     poses, error = register_missing(shape, obs, given, starts=4, iterations=60, rays=384)
@@ -152,7 +154,7 @@ def test_what_holds_the_object_is_not_part_of_it():
     frames = np.stack([colored(p, d, pattern) for p, d in zip(poses, box, strict=True)])
     frames[hidden] = (214, 160, 132)
     obs = Observations(frames, np.isfinite(box) & ~hidden, hidden, K, np.where(hidden, ball, np.inf).astype(np.float32))
-    fitted = refine_object(obs, poses, np.ones(14), QUICK, FitConfig(rays=768, pose_lr=0), solids=[Ball()])
+    fitted = refine_object(obs, poses, np.ones(14), QUICK, SdfFitConfig(rays=768, pose_lr=0), solids=[Ball()])
     g = fitted.grid
     axes = [g.lo.numpy()[k] + g.h * np.arange(g.R) for k in range(3)]
     x = np.stack(np.meshgrid(*axes, indexing="ij"), -1)

@@ -18,7 +18,7 @@ from ..kernels.grid import SdfGrid
 from ..scene import Mesh, Sequence
 from ..shapes.gaussians import Gaussians
 from ..shapes.sdf import nodes, open_thin, surface
-from ..shapes.sdf_fit import FitConfig, Stage
+from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
 from ..tracking.object import ObjectField, Observations, beside, refine_object
 from ..tracking.occlusion import HandSolid, hand_depth, object_depth, raw_depth, widened
@@ -78,7 +78,7 @@ def fit_rigid(
     confidence, reason = tracks.confidence.copy(), np.asarray(tracks.reason, dtype="<U80").copy()
     weight = np.clip(confidence * belief, 0.02, 1)
     solids = [s for v, f in hands.values() if (s := HandSolid.of(v, f, poses, margin=HAND_MARGIN)) is not None]
-    config = FitConfig(pose_lr=pose_lr, seed=seed)
+    config = SdfFitConfig(pose_lr=pose_lr, seed=seed)
 
     # 1. A coarse surface from the frames that tracking placed; the frames it could not place are registered to that.
     # (Poses stay for now: a coarse grid blurs the print they hang on.)

@@ -1,4 +1,4 @@
-"""Neural signed distance fields: the coordinate networks of IDR, VolSDF and HOLD, and the eikonal loss."""
+"""Neural signed distance fields: the coordinate networks of IDR, VolSDF and HOLD."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from .encodings import Fourier, FourierConfig
 from .nerf import fourier, fourier_size
 
 SHARPNESS = 100.0  # of the softplus
@@ -40,7 +41,7 @@ class SdfMlp(nn.Module):
         super().__init__()
         if skip is not None and not 1 <= skip < depth:
             raise ValueError(f"the skip joins before layer 1 to {depth - 1}, not {skip}")
-        self.encoding = _Fourier(bands) if encoding is None else encoding
+        self.encoding = Fourier(FourierConfig(bands, identity=False)) if encoding is None else encoding
         self.skip = skip
         e = 3 + self.encoding.output_dim
         if skip is not None and e >= width:
@@ -132,23 +133,6 @@ class SdfMlp(nn.Module):
         return h[:, 0], h[:, 1:], gradient
 
 
-class _Fourier(nn.Module):
-    """`fourier` without the identity, as an encoding."""
-
-    def __init__(self, bands: int):
-        super().__init__()
-        self.bands, self.output_dim = bands, 6 * bands
-
-    def forward(self, x: Tensor, jacobian: bool = False):
-        e = fourier(x, self.bands)[:, 3:]
-        if not jacobian:
-            return e
-        sin, cos = e.reshape(len(x), self.bands, 2, 3).unbind(2)
-        rate = 2.0 ** torch.arange(self.bands, dtype=x.dtype, device=x.device)[:, None]
-        slope = torch.stack([rate * cos, -rate * sin], 2)  # each feature depends on one axis only
-        return e, torch.diag_embed(slope).reshape(len(x), self.output_dim, 3)
-
-
 def autograd_gradient(sdf: Callable[[Tensor], Tensor], x: Tensor, create_graph: bool = True) -> tuple[Tensor, Tensor]:
     """x (M,3) -> sdf (M,) and its gradient (M,3) for any field; create_graph lets losses on the gradient train it."""
     with torch.enable_grad():
@@ -156,17 +140,6 @@ def autograd_gradient(sdf: Callable[[Tensor], Tensor], x: Tensor, create_graph: 
         value = sdf(at)
         (gradient,) = torch.autograd.grad(value.sum(), at, create_graph=create_graph)
     return value, gradient
-
-
-def eikonal(gradient: Tensor) -> Tensor:
-    """Mean (|gradient| - 1)^2 of (M,3) (Gropp et al., ICML 2020, eq. 2).
-
-    Never gated by its own size: without it an SDF is no distance, and neither densities nor sample bounds mean metres.
-    Where the field's gradient is exactly 0 it has none itself.
-    """
-    square = gradient.square().sum(-1)
-    norm = torch.where(square > 0, square, torch.ones_like(square)).sqrt() * (square > 0)
-    return (norm - 1).square().mean()
 
 
 class ColorMlp(nn.Module):

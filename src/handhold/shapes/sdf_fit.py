@@ -48,7 +48,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class FitConfig:
+class SdfFitConfig:
     """How the fit is done; lengths in voxels or radii, so that it does not depend on the object's size."""
 
     rays: int = 3072  # per iteration
@@ -61,7 +61,7 @@ class FitConfig:
     seed: int = 0
 
 
-DEFAULT_FIT = FitConfig()
+DEFAULT_FIT = SdfFitConfig()
 _STILL = 0.3  # share of the rays that leave the poses alone, while poses are refined
 _FAR = 0.05  # coverage this far on the wrong side of its mask moves no pose
 
@@ -83,7 +83,7 @@ def fit_sdf(
     center: Tensor,
     radius: float,
     stages: tuple[Stage, ...],
-    config: FitConfig = DEFAULT_FIT,
+    config: SdfFitConfig = DEFAULT_FIT,
     weight: Tensor | None = None,
     light: Tensor | None = None,
     empty: Tensor | None = None,
@@ -160,10 +160,8 @@ def fit_sdf(
                 mean = torch.zeros(views).index_add(0, f, e) / count.clamp(min=1)
                 new = torch.where(error.isnan(), mean, 0.95 * error + 0.05 * mean)
                 error = torch.where(count > 0, new, error)
-            grid.reg(config.eikonal, config.smooth, 8 * h)
-            grid.blur(2)
-            last = stage is stages[-1]
-            grid.adam(0.05 * h * (0.2**share if last else 1.0), 0.1 * 0.3 ** (done / total))
+            fading = 0.2**share if stage is stages[-1] else 1.0
+            grid.update(config.eikonal, config.smooth, 8 * h, 0.05 * h * fading, 0.1 * 0.3 ** (done / total))
             opt.step()
             opt.zero_grad()
             if moves:

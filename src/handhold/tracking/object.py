@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..kernels.grid import SdfGrid
 from ..shapes.sdf import View, visual_hull
-from ..shapes.sdf_fit import DEFAULT_FIT, FitConfig, Pixels, Stage, fit_sdf
+from ..shapes.sdf_fit import DEFAULT_FIT, Pixels, SdfFitConfig, Stage, fit_sdf
 
 _SOLID_NODES = 48  # per axis, at which other bodies are asked where they are
 
@@ -118,7 +118,7 @@ def refine_object(
     cam_from_object: np.ndarray,
     confidence: np.ndarray,
     stages: tuple[Stage, ...] = STAGES,
-    config: FitConfig = DEFAULT_FIT,
+    config: SdfFitConfig = DEFAULT_FIT,
     start: ObjectField | None = None,
     hull_quantile: float = 0.85,
     solids: Sequence[Solid] = (),
