@@ -26,6 +26,7 @@ from functools import partial
 from pathlib import Path
 
 import cases
+import cases_shapes
 import measure
 import peers
 import scenes
@@ -136,7 +137,9 @@ def limits(quick: bool) -> dict:
     return {"peak_one_thread": peak, "rows": rows, "bars": []}
 
 
-# A section measures as it likes and returns a dict with its "bars"; a case (cases.py) is ours against peers.
+CASES = cases.CASES | cases_shapes.CASES
+
+# A case (cases.py, cases_shapes.py) is ours against peers; a section measures as it likes and returns its "bars" too.
 SECTIONS: dict[str, Callable[[bool], dict]] = {
     "table": table,
     "threads": threads,
@@ -166,7 +169,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "render.json")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one or two rounds: does it run at all")
-    parser.add_argument("--only", nargs="+", choices=[*cases.CASES, *SECTIONS], help="keeps the file's other results")
+    parser.add_argument("--only", nargs="+", choices=[*CASES, *SECTIONS], help="keeps the file's other results")
     parser.add_argument("--peers", type=Path, help="a folder made by pip install --target")
     args = parser.parse_args()
     if args.peers:
@@ -181,7 +184,7 @@ def main() -> int:
         with contextlib.suppress(OSError):
             results = json.loads(args.out.read_text(encoding="utf-8"))
     rounds, budget_s = (1, 1.0) if args.quick else (11, 20.0)
-    for name, make in cases.CASES.items():
+    for name, make in CASES.items():
         if not args.only or name in args.only:
             results["cases"][name] = measure.run_case(make(args.quick), rounds, budget_s)
             _say(results["cases"][name])

@@ -126,6 +126,33 @@ def bars_table(results: dict) -> str:
     return _signed(lines, results, [])
 
 
+def recon_table(results: dict) -> str:
+    """Reconstruction from masked views: median over seeds and, in brackets, the worst."""
+    if not results:
+        return "No results yet: `python benchmarks/recon.py`."
+    columns = {
+        "CPU s": "cpu_s", "surface mm": "mean", "seen surface mm": "seen_mean", "95 % mm": "p95",
+        "rotation °": "rotation_deg_median", "place mm": "translation_mm_median", "hidden": "hidden_share",
+    }  # fmt: skip
+    lines = [f"| case | seeds | {' | '.join(columns)} | asked |", "|---" * (len(columns) + 3) + "|"]
+    for name, case in results["cases"].items():
+        n, cells = len(case["seeds"]), []
+        for key in columns.values():
+            if key not in case["median"]:
+                cells.append("–")
+                continue
+            worst = f" ({_number(case['worst'][key])})" if n > 1 else ""
+            cells.append(_number(case["median"][key]) + worst)
+        asked = "; ".join(
+            f"{next(k for k, v in columns.items() if v == key)} <= {b['bar']:g}"
+            + ("" if b["worst"] <= b["bar"] else ", **missed**")
+            for key, b in case.get("bars", {}).items()
+        )
+        lines.append(f"| {name.replace('_', ' ')} | {n} | {' | '.join(cells)} | {asked} |")
+    sign = f"One thread, {results['machine']}, {results['isa']}, torch {results['torch']}."
+    return "\n".join([*lines, "", f"{sign} Written by `benchmarks/tables.py` from `benchmarks/results/recon.json`."])
+
+
 def _number(x: float) -> str:
     """Three digits, without an exponent."""
     return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
@@ -147,6 +174,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "splat": ("render.json", splat_table),
     "machine": ("render.json", machine_table),
     "bars": ("render.json", bars_table),
+    "recon": ("recon.json", recon_table),
 }
 
 
