@@ -19,7 +19,8 @@ def load(name: str):
 
 def test_every_example_is_short_and_run_here():
     files = sorted(EXAMPLES.glob("*.py"))
-    assert [p.stem for p in files] == ["01_hand_model", "02_run_and_read_scene", "03_splat"], "run the new one here"
+    run_here = ["01_hand_model", "02_run_and_read_scene", "03_splat", "04_volume", "05_pose_from_silhouette"]
+    assert [p.stem for p in files] == run_here, "run the new one here"
     assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 80 for p in files)
 
 
@@ -49,3 +50,14 @@ def test_reading_what_is_not_a_scene_ends_with_one_sentence(tmp_path):
 def test_splat(tmp_path):
     assert load("03_splat").main(str(tmp_path / "both.png")) > 17
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_volume(tmp_path):
+    ball, box = load("04_volume").main(str(tmp_path / "both.png"), size=32)
+    assert 0.17 < ball < 0.20 and 0.13 < box < 0.16
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pose_from_silhouette(tmp_path):
+    degrees, millimetres = load("05_pose_from_silhouette").main(str(tmp_path / "hand.png"), size=96, steps=80)
+    assert degrees < 1.0 and millimetres < 1.5
