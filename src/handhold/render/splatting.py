@@ -219,8 +219,8 @@ def _check_ids(ids: Tensor | None, n_ids: int | None, n: int) -> int:
 def _check_intrinsics(Ks: Tensor) -> None:
     if Ks.is_cuda and torch.cuda.is_current_stream_capturing():
         return
-    K = Ks.detach().double().cpu()
-    if not bool((K[:, 0, 0] > 0).all() and (K[:, 1, 1] > 0).all()):
-        raise ValueError("focal lengths Ks[:, 0, 0] and Ks[:, 1, 1] must be positive")
-    if bool(K[:, 0, 1].any()) or bool(K[:, 1, 0].any()):
-        raise ValueError("Ks has skew; undistort the images to square axes first")
+    for (fx, skew, _), (other, fy, _), _ in Ks.detach().tolist():  # one transfer, where tensor tests take several
+        if not (fx > 0 and fy > 0):
+            raise ValueError("focal lengths Ks[:, 0, 0] and Ks[:, 1, 1] must be positive")
+        if skew or other:
+            raise ValueError("Ks has skew; undistort the images to square axes first")
