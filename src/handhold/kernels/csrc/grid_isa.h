@@ -161,8 +161,8 @@ void grid_sample(const GridView& g, const float* x, int64_t b, int64_t e, float*
   }
 }
 
-// Adds to grid planes [slab0, slab1) only; list: n samples in ascending order, or null for the first n. Each voxel gets its terms in the order of the samples whichever slab it is in,
-// so the sum does not depend on how the planes were dealt to threads.
+// Adds to grid planes [slab0, slab1) only; list: n samples in ascending order, or null for the first n. Each voxel gets its terms
+// in the order of the samples whichever slab it is in, so the sum does not depend on how the planes were dealt to threads.
 template <bool LISTED>
 HH_INLINE void scatter_points(const GridView& g, const float* x, const int32_t* list, int64_t n, const float* v_val, const float* v_grad, int slab0,
                               int slab1, float* v_data, uint8_t* rows) {
