@@ -11,7 +11,7 @@ import torch
 from handhold import kernels
 from handhold.errors import HandholdError
 from handhold.kernels import _lib
-from handhold.kernels.splat import rasterize
+from handhold.kernels.splat import compose, rasterize
 from handhold.render import splat
 
 compiled = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kernels: {kernels.why_unavailable()}")
@@ -209,6 +209,40 @@ def test_many_gaussians_are_sorted_in_parts():
         twin = rasterize(*t, EYE, k, 16, 16, backend="torch")[0]
     assert torch.equal(pictures[0], pictures[1]) and torch.equal(pictures[0], pictures[2])
     assert ((pictures[0] - twin).abs() > 1e-4).float().mean() < 0.01 and (pictures[0] - twin).abs().max() < 2e-3
+
+
+@compiled
+@pytest.mark.parametrize("extra", [0, 5])
+@pytest.mark.parametrize("reads", [(0, 1, 2, 3), (0,), (1, 2), (3,)])
+def test_composed_images_equal_the_twin(extra, reads):
+    """Of two cameras, whichever images a loss reads; the same bits for any number of threads."""
+    g = torch.Generator().manual_seed(0)
+    shape = (2, 70, 130)
+    alpha = torch.rand(*shape, generator=g)
+    alpha[:, :9] = 0  # where nothing was drawn
+    out = torch.rand(*shape, 4 + extra, generator=g) * alpha[..., None]
+    inputs = (out, alpha, torch.rand(2, 3, generator=g))
+    weights = [torch.randn(*shape, c, generator=g) for c in (3, 1, 1, extra)]
+
+    def run(dtype, threads):
+        torch.set_num_threads(threads)
+        leaves = [t.to(dtype, copy=True).requires_grad_() for t in inputs]
+        images = compose(*leaves)
+        sum((images[i] * weights[i]).sum() for i in reads).backward()
+        return [*images, *(torch.zeros(0) if t.grad is None else t.grad for t in leaves)]
+
+    found = [run(torch.float32, n) for n in (1, 2, 3)]
+    torch.set_num_threads(1)
+    drawn = alpha > 0.01  # the depth of a fainter pixel has steep gradients
+    for a, b in zip(found[0], run(torch.float64, 1), strict=True):
+        if b.shape[:3] == shape:
+            a, b = a[drawn], b[drawn]
+        if not b.numel():
+            b = torch.zeros_like(a, dtype=torch.float64)
+        assert torch.allclose(a.double(), b, rtol=1e-4, atol=1e-4)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert not found[0][2][:, :9].any()
 
 
 @compiled

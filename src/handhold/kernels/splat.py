@@ -119,6 +119,12 @@ def check_finite(**tensors: Tensor | None) -> None:
         return
     if any(t.is_cuda for t in tensors.values()) and torch.cuda.is_current_stream_capturing():
         return
+    compact = all(t.is_contiguous() for t in tensors.values())
+    if compact and _lib.resolve_backend(None, *tensors.values()) == "cpu":
+        n, parts = len(tensors), tensors.values()
+        arrays = (ctypes.c_void_p * n)(*map(pointer, parts)), (ctypes.c_int64 * n)(*(t.numel() for t in parts))
+        if _lib.lib().hh_all_finite(n, *arrays, threads()):
+            return
     # A sum of finite numbers is finite unless it overflows, which the exact test below sorts out.
     if math.isfinite(sum(t.sum(dtype=t.dtype) for t in tensors.values()).item()):
         return
@@ -126,6 +132,49 @@ def check_finite(**tensors: Tensor | None) -> None:
         if not torch.isfinite(t).all():
             where = torch.nonzero(~torch.isfinite(t))[0].tolist()
             raise ValueError(f"{name} is not finite, first at index {where}")
+
+
+def compose(out: Tensor, alpha: Tensor, backgrounds: Tensor | None, backend: str | None = None) -> tuple[Tensor, ...]:
+    """Images of what `rasterize` returns for C cameras.
+
+    out (C,H,W,4+E), alpha (C,H,W), backgrounds (C,3) or None for black. Returns color (C,H,W,3) over the background;
+    alpha (C,H,W,1); depth (C,H,W,1), 0 where alpha is 0; and the other channels (C,H,W,E).
+    """
+    if backend != "torch" and _lib.resolve_backend(None, out, alpha, backgrounds) == "cpu":
+        return _Compose.apply(out, alpha, backgrounds)
+    # one node in the graph, unlike slices
+    alpha, (color, depth, rest) = alpha[..., None], out.split([3, 1, out.shape[-1] - 4], -1)
+    if backgrounds is not None:
+        color = color + (1 - alpha) * backgrounds[:, None, None, :]
+    return color, alpha, depth / alpha.clamp(min=1e-10), rest
+
+
+class _Compose(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, out, alpha, backgrounds):
+        C, H, W, channels = out.shape
+        out, alpha = out.detach().contiguous(), alpha.detach().contiguous()
+        backgrounds = None if backgrounds is None else backgrounds.detach().contiguous()
+        images = [torch.empty(C, H, W, c) for c in (3, 1, 1, channels - 4)]
+        _lib.lib().hh_splat_image(
+            C, H * W, channels, pointer(out), pointer(alpha), pointer(backgrounds), *map(pointer, images), threads()
+        )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(out, alpha, backgrounds)
+        return tuple(images)
+
+    @staticmethod
+    def backward(ctx, *v_images):
+        out, alpha, backgrounds = ctx.saved_tensors
+        C, H, W, channels = out.shape
+        v_images = [None if v is None else v.contiguous() for v in v_images]
+        v_out, v_alpha = torch.empty_like(out), torch.empty_like(alpha)
+        v_backgrounds = torch.empty_like(backgrounds) if ctx.needs_input_grad[2] else None
+        _lib.lib().hh_splat_image_backward(
+            C, H * W, channels, pointer(out), pointer(alpha), pointer(backgrounds), *map(pointer, v_images),
+            pointer(v_out), pointer(v_alpha), pointer(v_backgrounds), threads(),
+        )  # fmt: skip
+        return v_out, v_alpha, v_backgrounds
 
 
 class _State:

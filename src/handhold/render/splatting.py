@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..kernels.splat import check_finite, check_shapes, check_size, rasterize
+from ..kernels.splat import check_finite, check_shapes, check_size, compose, rasterize
 from ..kernels.splat_torch import meet, planes
 
 
@@ -191,16 +191,13 @@ def splat(
         out, alpha, median = (t[None] for t in views[0])
     else:
         out, alpha, median = (torch.stack(parts) for parts in zip(*views, strict=True))
-    alpha = alpha[..., None]
-    # one node in the graph, unlike four slices
-    color, depth, *rest = out.split([3, 1] + [3] * together + [n_ids] * (n_ids > 0), -1)
-    if backgrounds is not None:
-        color = color + (1 - alpha) * backgrounds[:, None, None, :]
-    versions = tuple(t._version for t in (*shape, viewmats, Ks))
-    inputs = _Inputs(shape, viewmats, Ks, (width, height), kind, backend, torch.is_grad_enabled(), versions)
+    color, alpha, depth, rest = compose(out, alpha, backgrounds, backend)
+    rest = rest.split([3, n_ids], -1) if together and n_ids else (rest,)
     normal = rest[0] if together else None
     share = rest[-1] if n_ids else None
-    return Splatted(color, alpha, depth / alpha.clamp(min=1e-10), share, median, normal, inputs)
+    versions = tuple(t._version for t in (*shape, viewmats, Ks))
+    inputs = _Inputs(shape, viewmats, Ks, (width, height), kind, backend, torch.is_grad_enabled(), versions)
+    return Splatted(color, alpha, depth, share, median, normal, inputs)
 
 
 def _check_ids(ids: Tensor | None, n_ids: int | None, n: int) -> int:
@@ -222,8 +219,8 @@ def _check_ids(ids: Tensor | None, n_ids: int | None, n: int) -> int:
 def _check_intrinsics(Ks: Tensor) -> None:
     if Ks.is_cuda and torch.cuda.is_current_stream_capturing():
         return
-    K = Ks.detach().double().cpu()
-    if not bool((K[:, 0, 0] > 0).all() and (K[:, 1, 1] > 0).all()):
-        raise ValueError("focal lengths Ks[:, 0, 0] and Ks[:, 1, 1] must be positive")
-    if bool(K[:, 0, 1].any()) or bool(K[:, 1, 0].any()):
-        raise ValueError("Ks has skew; undistort the images to square axes first")
+    for (fx, skew, _), (other, fy, _), _ in Ks.detach().tolist():  # one transfer, where tensor tests take several
+        if not (fx > 0 and fy > 0):
+            raise ValueError("focal lengths Ks[:, 0, 0] and Ks[:, 1, 1] must be positive")
+        if skew or other:
+            raise ValueError("Ks has skew; undistort the images to square axes first")

@@ -1,6 +1,7 @@
 // C ABI of the grid ops: threads, memory and the order of sums. The arithmetic is in grid_isa.h, grid_update_isa.h and render_isa.h.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "isa.h"
@@ -14,25 +15,44 @@ const float kOrigin[3] = {0, 0, 0};
 
 GridView view(const float* data, int R, const float* lo, float h) { return {data, R, {lo[0], lo[1], lo[2]}, h}; }
 
-// Deals grid planes to threads in contiguous slabs of about equal sample counts.
+// Deals grid planes to threads in contiguous slabs of about equal sample counts. Each thread first lists
+// its own samples, a block at a time: to look at every one in the kernel and skip the others' costs what a second thread saves.
 void scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, float* v_data, uint8_t* rows,
              int threads) {
+  constexpr int64_t kBlock = 2048;
   const int parts = std::max(1, std::min(threads, g.R));
+  if (parts == 1) return kernels().grid_scatter(g, x, nullptr, n, v_val, v_grad, 0, g.R, v_data, rows);
+  const int64_t grain = std::max<int64_t>(4096, (n + 63) / 64), ranges = (n + grain - 1) / grain;
+  std::unique_ptr<uint16_t[]> plane(new uint16_t[n]);
+  std::vector<int32_t> count(ranges * g.R, 0);
+  const float inv = 1.f / g.h, top = static_cast<float>(g.R - 2);
+  parallel_ranges(n, grain, threads, [&](int64_t b, int64_t e) {
+    int32_t* of = &count[b / grain * g.R];
+    for (int64_t s = b; s < e; ++s) {
+      const float p = (x[3 * s] - g.lo[0]) * inv;
+      of[plane[s] = static_cast<uint16_t>(p > 0 ? (p < top ? p : top) : 0)]++;  // NaN goes to 0
+    }
+  });
   std::vector<int> cut(parts + 1, g.R);
   cut[0] = 0;
-  if (parts > 1) {
-    std::vector<int64_t> count(g.R, 0);
-    for (int64_t s = 0; s < n; ++s) {
-      float p = (x[3 * s] - g.lo[0]) / g.h;
-      count[p > 0 ? (p < g.R - 1.0001f ? static_cast<int>(p) : g.R - 2) : 0]++;
-    }
-    int64_t seen = 0;
-    for (int i = 0, k = 1; i < g.R && k < parts; ++i) {
-      seen += count[i];
-      while (k < parts && seen * parts >= n * k) cut[k++] = i + 1;
-    }
+  int64_t seen = 0;
+  for (int i = 0, k = 1; i < g.R && k < parts; ++i) {
+    for (int64_t r = 0; r < ranges; ++r) seen += count[r * g.R + i];
+    while (k < parts && seen * parts >= n * k) cut[k++] = i + 1;
   }
-  parallel(parts, threads, [&](int64_t k) { kernels().grid_scatter(g, x, n, v_val, v_grad, cut[k], cut[k + 1], v_data, rows); });
+  parallel(parts, threads, [&](int64_t k) {
+    // A sample adds to its plane and the next; one plane more on either side, as the kernel may round the other way.
+    const int first = cut[k] - 2, width = cut[k + 1] + 1 - first;
+    int32_t list[kBlock];
+    for (int64_t b = 0; b < n; b += kBlock) {
+      int m = 0;
+      for (int64_t s = b; s < std::min(n, b + kBlock); ++s) {
+        list[m] = static_cast<int32_t>(s - b);
+        m += static_cast<unsigned>(plane[s] - first) < static_cast<unsigned>(width);
+      }
+      kernels().grid_scatter(g, x + 3 * b, list, m, v_val + 4 * b, v_grad ? v_grad + 3 * b : nullptr, cut[k], cut[k + 1], v_data, rows);
+    }
+  });
 }
 
 }  // namespace

@@ -161,24 +161,37 @@ void grid_sample(const GridView& g, const float* x, int64_t b, int64_t e, float*
   }
 }
 
-// Adds to grid planes [slab0, slab1) only. Each voxel gets its terms in the order of the samples whichever slab it is in,
-// so the sum does not depend on how the planes were dealt to threads.
-void grid_scatter(const GridView& g, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data,
-                  uint8_t* rows) {
+// Adds to grid planes [slab0, slab1) only; list: n samples in ascending order, or null for the first n. Each voxel gets its terms
+// in the order of the samples whichever slab it is in, so the sum does not depend on how the planes were dealt to threads.
+template <bool LISTED>
+HH_INLINE void scatter_points(const GridView& g, const float* x, const int32_t* list, int64_t n, const float* v_val, const float* v_grad, int slab0,
+                              int slab1, float* v_data, uint8_t* rows) {
   const float inv = 1.f / g.h;
   const int64_t sx = (int64_t)g.R * g.R * 4, sy = (int64_t)g.R * 4;
   vf p[3];
+  const auto load = [&](int64_t at) {
+    if (!LISTED) return load_points(x, at, n, p);
+    const float* q[HH_LANES];
+    for (int i = 0; i < HH_LANES; ++i) q[i] = x + 3 * (int64_t)list[at + i < n ? at + i : n - 1];
+    for (int k = 0; k < 3; ++k) {
+#if HH_LANES == 8
+      p[k] = vf{q[0][k], q[1][k], q[2][k], q[3][k], q[4][k], q[5][k], q[6][k], q[7][k]};
+#else
+      p[k] = vf{q[0][k], q[1][k], q[2][k], q[3][k]};
+#endif
+    }
+  };
   Cells cells[2];
-  if (n > 0) load_points(x, 0, n, p), find_cells(g, p, inv, cells[0]);
+  if (n > 0) load(0), find_cells(g, p, inv, cells[0]);
   for (int64_t s0 = 0; s0 < n; s0 += HH_LANES) {
     const Cells& c = cells[s0 / HH_LANES % 2];
     if (s0 + HH_LANES < n) {
       Cells& next = cells[(s0 / HH_LANES + 1) % 2];
-      load_points(x, s0 + HH_LANES, n, p), find_cells(g, p, inv, next);
+      load(s0 + HH_LANES), find_cells(g, p, inv, next);
       prefetch_cells<1>(v_data, g.R, next);
     }
     for (int l = 0; l < HH_LANES && s0 + l < n; ++l) {
-      const int64_t s = s0 + l;
+      const int64_t s = LISTED ? list[s0 + l] : s0 + l;
       const int i = c.plane[l];
       if (i + 1 < slab0 || i >= slab1) continue;
       const v4 v = load4(v_val + 4 * s);
@@ -205,6 +218,12 @@ void grid_scatter(const GridView& g, const float* x, int64_t n, const float* v_v
       }
     }
   }
+}
+
+void grid_scatter(const GridView& g, const float* x, const int32_t* list, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1,
+                  float* v_data, uint8_t* rows) {
+  if (list) scatter_points<true>(g, x, list, n, v_val, v_grad, slab0, slab1, v_data, rows);
+  else scatter_points<false>(g, x, list, n, v_val, v_grad, slab0, slab1, v_data, rows);
 }
 
 HH_INLINE float dot4(v4 a, v4 b) {

@@ -202,8 +202,8 @@ struct BvhView {
 struct Kernels {
   const char* name;
   void (*grid_sample)(const GridView&, const float* x, int64_t b, int64_t e, float* val, float* grad);
-  void (*grid_scatter)(const GridView&, const float* x, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1, float* v_data,
-                       uint8_t* rows);
+  void (*grid_scatter)(const GridView&, const float* x, const int32_t* list, int64_t n, const float* v_val, const float* v_grad, int slab0, int slab1,
+                       float* v_data, uint8_t* rows);
   void (*grid_v_x)(const GridView&, const float* x, int64_t b, int64_t e, const float* v_val, const float* v_grad, float* v_x);
   void (*grid_march)(const GridView&, const float* field, const float* o, const float* d, int64_t b, int64_t e, float min_step, float band, float* t0,
                      float* t1, float* phi_min);

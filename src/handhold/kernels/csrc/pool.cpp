@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 #include <system_error>
@@ -11,12 +12,33 @@
 namespace hh {
 namespace {
 
+// To sleep and be woken costs tens of microseconds, and an op is a few jobs one right after another: so wait awake for about as
+// long first. No longer: beside other processes, or torch's own threads, waiting awake takes their time.
+constexpr std::chrono::microseconds kAwake{30};
+
+template <class F>
+bool soon(F&& happened) {
+  const auto end = std::chrono::steady_clock::now() + kAwake;
+  do {
+    for (int i = 0; i < 16; ++i) {
+      if (happened()) return true;
+#if defined(__x86_64__) || defined(__i386__)
+      __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      asm volatile("yield");
+#endif
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return happened();
+}
+
 struct Pool {
   std::mutex busy;  // held by the caller whose job is running
   std::mutex m;
   std::condition_variable wake, done;
-  uint64_t job = 0;
-  int wanted = 0, running = 0, workers = 0;
+  std::atomic<uint64_t> job{0};  // written with `m` held, as `running` is
+  std::atomic<int> running{0};
+  int wanted = 0, workers = 0;
   Body body = nullptr;
   void* arg = nullptr;
   int64_t chunks = 0;
@@ -31,7 +53,7 @@ struct Pool {
     try {
       for (; workers < n; ++workers) {
         std::lock_guard<std::mutex> lock(m);  // a new worker must see the job count of now, not 0
-        std::thread([this, i = workers, s = job] { worker(i, s); }).detach();
+        std::thread([this, i = workers, s = job.load()] { worker(i, s); }).detach();
       }
     } catch (const std::system_error&) {  // no more threads to be had: go on with fewer
     }
@@ -40,6 +62,9 @@ struct Pool {
   void worker(int index, uint64_t seen) {
     std::unique_lock<std::mutex> lock(m);
     for (;;) {
+      lock.unlock();
+      soon([&] { return job.load(std::memory_order_relaxed) != seen; });
+      lock.lock();
       wake.wait(lock, [&] { return job != seen; });
       seen = job;
       if (index >= wanted) continue;
@@ -83,6 +108,7 @@ void run_chunks(int64_t chunks, int n_threads, Body body, void* arg) {
       }
       p->wake.notify_all();
       p->drain();
+      soon([&] { return p->running.load(std::memory_order_relaxed) == 0; });
       std::unique_lock<std::mutex> lock(p->m);
       p->done.wait(lock, [&] { return p->running == 0; });
       return;

@@ -69,7 +69,7 @@ struct Bins {
   }
 
   // Stable counting sorts: of the visible splats by depth, digit by digit, then into tiles, so that each tile's list comes out in
-  // depth order. Each sort is cut into parts, which count and then place on their own; the cut does not depend on the threads.
+  // depth order. Each sort is cut into parts, which count and then place on their own; the order is the same however many there are.
   void fill(int n, int tiles_x, int tiles, const float* depth, int threads) {
     for (int i = 0; i < 2; ++i) key[i].resize(n), index[i].resize(n);
     uint32_t lo = ~0u, hi = 0;
@@ -81,7 +81,7 @@ struct Bins {
       lo = std::min(lo, k), hi = std::max(hi, k);
       key[0][m] = k, index[0][m++] = i;
     }
-    const int parts = m >= 65536 && tiles <= 65536 ? 8 : 1;
+    const int parts = tiles > 65536 ? 1 : std::max(1, std::min({threads, 8, static_cast<int>(m / 4096)}));
     const size_t step = (m + parts - 1) / parts;
     const auto each_part = [&](auto&& f) {
       parallel(parts, threads, [&](int64_t s) { f(s, std::min(m, s * step), std::min(m, (s + 1) * step)); });
