@@ -172,9 +172,16 @@ def resolve_backend(
     return "cpu" if fits and available() else "torch"
 
 
+def capturing(*tensors: torch.Tensor) -> bool:
+    """True while a CUDA graph is captured with these tensors: nothing may be read back, so values go unchecked."""
+    import torch
+
+    return any(t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()
+
+
 def all_finite(t: torch.Tensor) -> bool:
     """True when no entry is NaN or infinite. Many times faster than isfinite().all(), which writes masks out."""
-    return t.numel() == 0 or all(math.isfinite(v) for v in t.detach().aminmax())
+    return t.numel() == 0 or capturing(t) or all(math.isfinite(v) for v in t.detach().aminmax())
 
 
 def pointer(t: torch.Tensor | None) -> int | None:

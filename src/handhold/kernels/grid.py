@@ -101,7 +101,7 @@ class SdfGrid:
         if t.shape[:-1] != o.shape[:1] or not 2 <= t.shape[1] <= 256 or not _lib.all_finite(t):
             raise ValueError(f"render takes 2 to 256 finite samples per ray, t (N,S), not {tuple(t.shape)}")
         beta = torch.as_tensor(beta, dtype=self.data.dtype, device=self.data.device)
-        if beta.numel() != 1 or not beta.item() > 0:
+        if beta.numel() != 1 or not (_lib.capturing(beta) or beta.item() > 0):
             raise ValueError(f"beta is one positive width in metres, not {beta.tolist()}")
         return _Render.apply(o, d, beta, t, self, self._anchor)
 

@@ -117,7 +117,7 @@ def check_finite(**tensors: Tensor | None) -> None:
     tensors = {k: t.detach() for k, t in tensors.items() if t is not None and t.numel()}
     if not tensors:
         return
-    if any(t.is_cuda for t in tensors.values()) and torch.cuda.is_current_stream_capturing():
+    if _lib.capturing(*tensors.values()):
         return
     compact = all(t.is_contiguous() for t in tensors.values())
     if compact and _lib.resolve_backend(None, *tensors.values()) == "cpu":
