@@ -141,10 +141,10 @@ CASES = cases.CASES | cases_shapes.CASES
 
 # A case (cases.py, cases_shapes.py) is ours against peers; a section measures as it likes and returns its "bars" too.
 SECTIONS: dict[str, Callable[[bool], dict]] = {
-    "table": table,
     "threads": threads,
     "busy": beside_busy,
     "limits": limits,
+    "table": table,
 }
 
 
