@@ -79,7 +79,8 @@ def _kernels() -> tuple[bool, str]:
     if state["available"]:
         unused = os.environ.get("HANDHOLD_BACKEND", "").strip().lower() == "torch"
         told = "; HANDHOLD_BACKEND=torch keeps them from being used, which is many times slower" if unused else ""
-        return True, f"compiled, {state['isa']}, {state['threads']} threads" + told
+        gpu = ", Triton kernels on the GPU" if state["triton"] else ""
+        return True, f"compiled, {state['isa']}, {state['threads']} threads{gpu}" + told
     return (
         False,
         f"not compiled: {state['why_unavailable']}; everything works, but fitting is many times slower",

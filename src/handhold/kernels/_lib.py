@@ -98,7 +98,7 @@ def why_unavailable() -> str:
 
 
 def info() -> dict:
-    """What `handhold doctor` shows: backend, path, instruction set, threads, and the reason when not available."""
+    """What `handhold doctor` shows: backend, path, instruction set, threads, the reason when not available, Triton."""
     import torch
 
     lib, why = _load()
@@ -109,6 +109,7 @@ def info() -> dict:
         "isa": lib.hh_isa().decode() if lib else None,
         "threads": torch.get_num_threads(),
         "why_unavailable": why,
+        "triton": not _triton_missing() and torch.cuda.is_available(),
     }
 
 

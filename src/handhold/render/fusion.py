@@ -12,6 +12,7 @@ from ..scene import Mesh
 from ..shapes.extraction import Report
 from ..shapes.fusion import fuse_depths
 from ..shapes.gaussians import Gaussians
+from .splatting import splat
 
 
 def cameras_around(centre: np.ndarray, radius: float, count: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -55,15 +56,13 @@ def mesh_from_gaussians(
 
     The cameras stand around the Gaussians (`cameras_around`); pixels covered less than `min_alpha` are background.
     depth: "median", the deepest point of each pixel's ray in the Gaussian at which the transmittance falls to one half,
-    or "expected", the blended depth of the Gaussians' centres, which veils and gaps drag behind the surface (also taken
-    from a renderer that knows no median). kind: "3d" or "2d", as `splat` has it; sh_degree: that of the colours, all of
-    their coefficients by default. Box, cell size and truncation follow from the Gaussians' extent and `resolution`,
-    cells along the longest side; round Gaussians end about one of their standard deviations outside their means.
+    or "expected", the blended depth of the Gaussians' centres, which veils and gaps drag behind the surface. kind: "3d"
+    or "2d", as `splat` has it; sh_degree: that of the colours, all of their coefficients by default. Box, cell size and
+    truncation follow from the Gaussians' extent and `resolution`, cells along the longest side; round Gaussians end
+    about one of their standard deviations outside their means.
 
     Raises ValueError without Gaussians, `StageFailed` when nothing is opaque enough.
     """
-    from . import splat
-
     if depth not in ("median", "expected"):
         raise ValueError(f'depth is "median" or "expected", not {depth!r}')
     if kind not in ("3d", "2d"):
@@ -87,10 +86,9 @@ def mesh_from_gaussians(
     parts = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.colors)
     for i in range(views):
         view, Ks = torch.as_tensor(pose[i : i + 1], **like), torch.as_tensor(K[None], **like)
-        more = {} if kind == "3d" else {"kind": kind}
-        out = splat(*parts, view, Ks, size, size, sh_degree=sh_degree, backend=backend, **more)
-        median = getattr(out, "median", None) if depth == "median" else None
-        z = out.depth[0, ..., 0] if median is None else _peak_depth(median[0], gaussians, view[0], Ks[0], kind)
+        out = splat(*parts, view, Ks, size, size, sh_degree=sh_degree, backend=backend, kind=kind, normals=False)
+        middle = depth == "median"
+        z = _peak_depth(out.median[0], gaussians, view[0], Ks[0], kind) if middle else out.depth[0, ..., 0]
         z = z.cpu().numpy()
         alpha = out.alpha[0].cpu().numpy()
         covered = (alpha[..., 0] > min_alpha) & np.isfinite(z) & (z > 0)
