@@ -1,4 +1,4 @@
-"""Compiled CPU kernels behind a plain C ABI, and Triton ones for CUDA, each with a torch twin that is its specification.
+"""Compiled CPU kernels behind a plain C ABI, Triton ones for CUDA, and for each a torch twin that is its specification.
 
 Every op takes `backend`: "cpu" (compiled, float32 on CPU), "triton" (float32 on CUDA, where the op has such a kernel),
 "torch" (any dtype and device), or None to choose the first of these that fits the tensors and is there. The environment
