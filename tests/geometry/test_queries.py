@@ -285,3 +285,20 @@ def test_icp_point_to_plane_takes_fewer_steps():
         points_of.icp(source * np.nan, b.points)
     with pytest.raises(ValueError, match="three points"):
         points_of.icp(source[:2], b.points)
+
+
+def test_icp_keeps_the_middle_when_its_scale_is_limited():
+    rng = np.random.default_rng(0)
+    source = rng.normal(size=(200, 3)) + [3.0, 0, 0]
+    middle = source.mean(0)
+    start = (5.0, np.eye(3), 8 * middle - 5 * middle)
+    found = points_of.icp(source, 8 * source, start, scale_limits=(0.2, 5.0), trim=1.0)
+    assert found.similarity[0] <= 5.0
+    assert np.linalg.norm(points_of.transform(found.similarity, source).mean(0) - 8 * middle) < 1.0  # of a spread of 8
+
+
+def test_intersection_takes_meshes_that_wind_inward():
+    v, f = box()
+    there = MeshQueries(v + 0.5, f)
+    for faces in (f, f[:, ::-1]):
+        assert intersection(MeshQueries(v, faces), there).volume == pytest.approx(0.125)

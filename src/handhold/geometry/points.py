@@ -126,7 +126,9 @@ def icp(
             s, rotation, t = umeyama(source[keep], target[match[keep]], scale)
         else:
             s, rotation, t = _plane_step(similarity, moved[keep], target[match[keep]], normals[match[keep]], scale)
-        before, similarity = similarity, (float(np.clip(s, *scale_limits)), rotation, t)
+        limited = float(np.clip(s, *scale_limits))
+        t = t + (s - limited) * rotation @ source[keep].mean(0)  # the middle stays where the full scale would put it
+        before, similarity = similarity, (limited, rotation, t)
         if all(np.abs(x - y).max() < tolerance for x, y in zip(before, similarity, strict=True)):
             break
     return Registration(similarity, chamfer(transform(similarity, source), target), done)

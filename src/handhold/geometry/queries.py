@@ -165,8 +165,8 @@ def penetration_depth(a: MeshQueries, b: MeshQueries) -> float:
 def intersection(a: MeshQueries, b: MeshQueries) -> Intersection:
     """Volume that two closed meshes share (exact, a mesh boolean by manifold3d), and `penetration_depth`.
 
-    Raises ValueError when a mesh is not closed and oriented: fill its holes first (`meshes.fill_holes`), or take
-    `intersection_by_sampling`.
+    All faces of a mesh may wind inward. Raises ValueError when a mesh is not closed and consistently oriented: fill its
+    holes first (`meshes.fill_holes`), or take `intersection_by_sampling`.
     """
     shared = _solid(a, "first") ^ _solid(b, "second")
     return Intersection(max(0.0, float(shared.volume())), penetration_depth(a, b))
@@ -199,7 +199,10 @@ def _solid(mesh: MeshQueries, name: str):
 
     if not meshes.is_watertight(mesh.faces):
         raise ValueError(f"the {name} mesh is not closed: fill its holes, or take intersection_by_sampling")
-    data = manifold3d.Mesh64(np.ascontiguousarray(mesh.vertices), np.ascontiguousarray(mesh.faces.astype(np.uint64)))
+    a, b, c = (mesh.vertices[mesh.faces[:, k]] for k in range(3))
+    outward = np.einsum("ij,ij->", a, np.cross(b, c)) >= 0  # six times the signed volume
+    faces = mesh.faces if outward else mesh.faces[:, ::-1]
+    data = manifold3d.Mesh64(np.ascontiguousarray(mesh.vertices), np.ascontiguousarray(faces.astype(np.uint64)))
     solid = manifold3d.Manifold(data)
     if solid.status() != manifold3d.Error.NoError:
         raise ValueError(f"the {name} mesh is not a solid ({solid.status()}): take intersection_by_sampling")

@@ -78,7 +78,8 @@ def fit_rigid(
     confidence, reason = tracks.confidence.copy(), np.asarray(tracks.reason, dtype="<U80").copy()
     weight = np.clip(confidence * belief, 0.02, 1)
     solids = [s for v, f in hands.values() if (s := HandSolid.of(v, f, poses, margin=HAND_MARGIN)) is not None]
-    config = SdfFitConfig(pose_lr=pose_lr, seed=seed)
+    # A weak wish for emptiness where a hand hides the object: a strong one eats what no frame sees.
+    config = SdfFitConfig(pose_lr=pose_lr, hidden=0.05, seed=seed)
 
     # 1. A coarse surface from the frames that tracking placed; the frames it could not place are registered to that.
     # (Poses stay for now: a coarse grid blurs the print they hang on.)

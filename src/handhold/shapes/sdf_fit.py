@@ -14,7 +14,7 @@ the pixels come from and what the grid starts as is the caller's. Four things ke
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -98,23 +98,27 @@ def fit_sdf(
     """
     if cam_from_object.ndim != 3 or cam_from_object.shape[1:] != (4, 4) or not cam_from_object.isfinite().all():
         raise ValueError(f"cam_from_object must be finite (V,4,4), not {tuple(cam_from_object.shape)}")
-    base = cam_from_object.float()
+    if not stages:
+        raise ValueError("fit_sdf needs a stage or more")
+    device = grid.data.device
+    base, center = cam_from_object.float().to(device), center.to(device)
     views = len(base)
     if weight is not None and weight.shape != (views,):
         raise ValueError(f"weight is one number per view, ({views},), not {tuple(weight.shape)}")
-    weight = torch.ones(views) if weight is None else weight
-    light = (torch.zeros(9) if light is None else light.clone()).requires_grad_(True)
-    xi = torch.zeros(views, 6, requires_grad=True)
+    weight = torch.ones(views, device=device) if weight is None else weight.to(device)
+    light = (torch.zeros(9) if light is None else light).to(device, copy=True).requires_grad_(True)
+    xi = torch.zeros(views, 6, device=device, requires_grad=True)
+    empty = None if empty is None else empty.to(device)
     opt = torch.optim.Adam([{"params": [xi], "lr": config.pose_lr}, {"params": [light], "lr": 5e-3}], betas=(0.9, 0.99))
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator().manual_seed(config.seed)  # on the CPU: the same draws on every device
     moves = config.pose_lr > 0
     share_still = _STILL if moves else 1.0
     modes = gauge_modes(base, center, radius)
-    error = torch.full((views,), float("nan"))
+    error = torch.full((views,), float("nan"), device=device)
     total, done, scale, data = sum(s.iterations for s in stages), 0, None, None
     for n, stage in enumerate(stages):
         if scale != stage.image_scale:
-            scale, data = stage.image_scale, pixels(stage.image_scale)
+            scale, data = stage.image_scale, _on(device, pixels(stage.image_scale))
         if n == 0 or grid.R != stage.resolution:
             grid = grid.upsampled(stage.resolution)
         h = grid.h
@@ -122,7 +126,7 @@ def fit_sdf(
             share = k / stage.iterations
             beta = stage.beta[0] * (stage.beta[1] / stage.beta[0]) ** share * h
             opt.param_groups[0]["lr"] = config.pose_lr * 0.03 ** (done / total)
-            pick = torch.randint(len(data.view), (config.rays,), generator=generator)
+            pick = torch.randint(len(data.view), (config.rays,), generator=generator).to(device)
             f, label, limit = data.view[pick], data.label[pick], data.limit[pick]
             pose = compose(base, xi if moves else xi.detach(), center, radius)
             o, d = object_rays(pose, f, data.direction[pick])
@@ -130,7 +134,7 @@ def fit_sdf(
             # for it, they would move to cover a hole. So a ray either tells the shape where the object is, or moves
             # poses too: by its colour, and near the outline by its coverage. Hidden pixels move no pose.
             inner = (label > 0) & ~data.outline[pick]
-            shape_only = torch.rand(len(pick), generator=generator) < share_still
+            shape_only = torch.rand(len(pick), generator=generator).to(device) < share_still
             still = shape_only | (label < 0)
             if moves:
                 o, d = (torch.where(still[:, None], x.detach(), x) for x in (o, d))
@@ -150,14 +154,14 @@ def fit_sdf(
             w = weight[f]
             loss = (w * (color + config.silhouette * silhouette)).mean() + 1e-3 * light.square().sum()
             if empty is not None and len(empty):
-                at = empty[torch.randint(len(empty), (512,), generator=generator)]
-                at = at + cell * (torch.rand(at.shape, generator=generator) - 0.5)
+                at = empty[torch.randint(len(empty), (512,), generator=generator).to(device)]
+                at = at + cell * (torch.rand(at.shape, generator=generator).to(device) - 0.5)
                 loss = loss + 2.0 * (grid.sample(at)[0][:, 0] / (4 * h)).clamp(max=0).square().mean()
             loss.backward()
             with torch.no_grad():
                 e = color + config.silhouette * silhouette.clamp(max=2)
                 count = torch.bincount(f, minlength=views)
-                mean = torch.zeros(views).index_add(0, f, e) / count.clamp(min=1)
+                mean = torch.zeros_like(error).index_add(0, f, e) / count.clamp(min=1)
                 new = torch.where(error.isnan(), mean, 0.95 * error + 0.05 * mean)
                 error = torch.where(count > 0, new, error)
             fading = 0.2**share if stage is stages[-1] else 1.0
@@ -171,6 +175,10 @@ def fit_sdf(
             if progress and done % 25 == 0:
                 progress(done / total, f"object shape and pose, error {loss.item():.3f}")
     return SdfFit(grid, compose(base, xi.detach(), center, radius), light.detach(), error)
+
+
+def _on(device: torch.device, pixels: Pixels) -> Pixels:
+    return Pixels(**{f.name: getattr(pixels, f.name).to(device) for f in fields(Pixels)})
 
 
 def shading(normal: Tensor, light: Tensor) -> Tensor:
@@ -192,7 +200,7 @@ def compose(base: Tensor, xi: Tensor, center: Tensor, radius: float) -> Tensor:
     """
     r = so3_exp(xi[:, :3]) @ base[:, :3, :3]
     at = (base[:, :3, :3] @ center[:, None])[..., 0] + base[:, :3, 3] + radius * xi[:, 3:]
-    out = torch.eye(4).repeat(len(base), 1, 1)
+    out = torch.eye(4, device=base.device).repeat(len(base), 1, 1)
     out[:, :3, :3] = r
     out[:, :3, 3] = at - (r @ center[:, None])[..., 0]
     return out
@@ -203,7 +211,7 @@ def gauge_modes(base: Tensor, center: Tensor, radius: float) -> Tensor:
 
     Growth by s moves the object's centre, seen at c in the camera's frame, by s c.
     """
-    modes = torch.zeros(len(base), 6, 7)
+    modes = torch.zeros(len(base), 6, 7, device=base.device)
     modes[:, :3, :3] = modes[:, 3:, 3:6] = base[:, :3, :3]
     modes[:, 3:, 6] = ((base[:, :3, :3] @ center[:, None])[..., 0] + base[:, :3, 3]) / radius
     return modes
@@ -213,7 +221,7 @@ def without(xi: Tensor, modes: Tensor, weight: Tensor) -> Tensor:
     """(V,6) less the part of it that `modes` (V,6,M) explain, by least squares with a weight (V,) per view."""
     a = modes * weight[:, None, None]
     normal = torch.einsum("vim,vin->mn", a, modes)
-    normal = normal + 1e-6 * normal.diagonal().mean() * torch.eye(len(normal))
+    normal = normal + (1e-6 * normal.diagonal().mean() + 1e-30) * torch.eye(len(normal), device=normal.device)
     return xi - modes @ torch.linalg.solve(normal, torch.einsum("vim,vi->m", a, xi))
 
 
@@ -230,8 +238,8 @@ def render_band(
     """Premultiplied colour (N,3), coverage up to `limit` (N,), unit normal at the expected depth (N,3)."""
     t0, t1, _ = grid.march(o, d, 0.6 * grid.h, 5 * beta)
     t1 = torch.minimum(t1, torch.maximum(limit, t0 + 1e-4 * grid.h))
-    jitter = torch.rand(len(o), samples, generator=generator)
-    t = t0[:, None] + (t1 - t0)[:, None] * ((torch.arange(samples) + jitter) / samples)
+    jitter = torch.rand(len(o), samples, generator=generator).to(o.device)
+    t = t0[:, None] + (t1 - t0)[:, None] * ((torch.arange(samples, device=o.device) + jitter) / samples)
     rgb, acc, depth = grid.render(o, d, t, beta)
     with torch.no_grad():
         x = o + d * (depth / acc.clamp(min=1e-3))[:, None]
