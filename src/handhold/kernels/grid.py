@@ -125,8 +125,8 @@ class SdfGrid:
         Means over inner voxels with |sdf| <= band of (|grad| - 1)^2 and (h Laplacian)^2.
         """
         if self.backend != "cpu":
-            with torch.enable_grad():
-                f = self.data.detach().requires_grad_()
+            with torch.inference_mode(False), torch.enable_grad():
+                f = (self.data.clone() if self.data.is_inference() else self.data).detach().requires_grad_()
                 eik, lap = grid_torch.regularizers(f, self.h, band)
                 (g,) = torch.autograd.grad(w_eik * eik + w_lap * lap, f)
             self.grad += g
