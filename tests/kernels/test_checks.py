@@ -52,7 +52,8 @@ def test_tensors_on_other_devices_are_named():
 
 
 @compiled
-def test_indices_out_of_range_reach_no_kernel():
+def test_indices_out_of_range_reach_no_kernel(monkeypatch):
+    monkeypatch.setenv("HANDHOLD_BACKEND", "auto")
     v, f = triangle()
     face, bary, depth = raster.visible(v, f, K, 40, 28)
     for bad in (face + 1, face - 5):
@@ -71,8 +72,9 @@ def test_indices_out_of_range_reach_no_kernel():
 
 
 @compiled
-def test_a_second_derivative_raises():
+def test_a_second_derivative_raises(monkeypatch):
     """Also where the incoming gradient needs none, which torch's own mark lets pass."""
+    monkeypatch.setenv("HANDHOLD_BACKEND", "auto")
     t = [a.requires_grad_() for a in gaussians()]
     x, image = torch.zeros(2, 3).requires_grad_(), torch.rand(3, 8, 8).requires_grad_()
     o, d, s = torch.tensor([[0.0, 0, -0.2]]).requires_grad_(), torch.tensor([[0.0, 0, 1]]), torch.rand(1, 8).sort()[0]
