@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
     import torch
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 BACKENDS = ("cpu", "triton", "torch")
 
 _I, _L, _F, _P = ctypes.c_int, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 _LO = _F * 3  # grid origin
 _SIGNATURES = {
     "hh_grid_sample": (None, [_L, _P, _P, _I, _LO, _F, _P, _P, _I]),
-    "hh_grid_backward": (None, [_L, _P, _P, _I, _LO, _F, _P, _P, _P, _P, _P, _I]),
+    "hh_grid_backward": (_I, [_L, _P, _P, _I, _LO, _F, _P, _P, _P, _P, _P, _I]),
     "hh_grid_march": (None, [_L, _P, _P, _P, _I, _LO, _F, _F, _F, _P, _P, _P, _I]),
-    "hh_grid_reg": (None, [_P, _I, _LO, _F, _F, _F, _F, _P, _P, _P, _I]),
+    "hh_grid_reg": (_I, [_P, _I, _LO, _F, _F, _F, _F, _P, _P, _P, _I]),
     "hh_grid_blur": (None, [_P, _I, _P, _I, _I]),
     "hh_grid_extract": (None, [_P, _I, _P, _I]),
-    "hh_grid_update": (None, [_P, _I, *[_F] * 4, _I, *[_P] * 6, _I, *[_F] * 4, _I, _F, _P, _P, _P, _I]),
+    "hh_grid_update": (_I, [_P, _I, *[_F] * 4, _I, *[_P] * 6, _I, *[_F] * 4, _I, _F, _P, _P, _P, _I]),
     "hh_render_forward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, _P, _P, _P, _P, _I]),
-    "hh_render_backward": (None, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, *[_P] * 10, _I]),
+    "hh_render_backward": (_I, [_L, _I, _P, _P, _P, _P, _I, _LO, _F, _F, *[_P] * 10, _I]),
     "hh_encode_forward": (None, [_L, _P, _P, _I, _I, _P, _P, _P, _I, _P, _P, _I]),
     "hh_encode_backward": (None, [_L, _P, _P, _I, _I, _P, _P, _P, _I, _P, _P, _P, _P, _I]),
     "hh_fourier_forward": (None, [_L, _P, _I, _P, _I, _P, _P, _I]),
@@ -43,7 +43,7 @@ _SIGNATURES = {
     "hh_splat_backward": (_I, [_P] * 16 + [_I]),
     "hh_splat_free": (None, [_P]),
     "hh_splat_image": (None, [_L, _L, _I] + [_P] * 7 + [_I]),
-    "hh_splat_image_backward": (None, [_L, _L, _I] + [_P] * 10 + [_I]),
+    "hh_splat_image_backward": (_I, [_L, _L, _I] + [_P] * 10 + [_I]),
     "hh_all_finite": (_I, [_I, _P, _P, _I]),
     "hh_mesh_raster": (_I, [_L, _I, _I, _P, _P, _P, _F, _P, _P, _P, _I]),
     "hh_mesh_raster_backward": (_I, [_L, _I, _I] + [_P] * 8 + [_I]),
@@ -186,10 +186,13 @@ def all_finite(t: torch.Tensor) -> bool:
 
 
 def pointer(t: torch.Tensor | None) -> int | None:
-    """Address of a contiguous tensor's data, for ctypes; None stays None (a null pointer)."""
+    """Address of a contiguous CPU tensor's data, for ctypes; None stays None (a null pointer)."""
     if t is None:
         return None
-    assert t.is_contiguous()
+    if not t.is_cpu or not t.is_contiguous():
+        raise TypeError(
+            f"a compiled kernel takes contiguous tensors on the CPU, not strides {t.stride()} on {t.device}"
+        )
     return t.data_ptr()
 
 

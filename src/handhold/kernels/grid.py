@@ -6,10 +6,13 @@ normals and positions together. Gradients to the grid are added to `SdfGrid.grad
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from . import _lib, grid_torch
+from ._checks import once, version, written
 from ._lib import _LO, pointer, threads
 
 
@@ -18,6 +21,9 @@ class SdfGrid:
 
     data, grad: (R,R,R,4): signed distance in metres, negative inside, and three raw colours (colour = sigmoid(raw)).
     The grid covers the cube [lo, lo + (R-1) h] per axis; voxel (i,j,k) lies at lo + h (i,j,k).
+    Change `data` and `grad` through torch only: what the compiled path derives from them is made anew when torch counts
+    a change. `sample`, `march` and `render` may run on several threads at once; backward and what changes the grid on
+    one at a time. Everything here is differentiated once; a second derivative raises.
     """
 
     def __init__(self, data: Tensor, lo, h: float, backend: str | None = None):
@@ -26,6 +32,10 @@ class SdfGrid:
             data = torch.stack([data, *(torch.zeros_like(data),) * 3], -1)
         if data.ndim != 4 or data.shape[3] != 4 or len(set(data.shape[:3])) != 1 or not 3 <= data.shape[0] <= 1024:
             raise ValueError(f"a grid is (R,R,R) or (R,R,R,4) with R from 3 to 1024, not {tuple(data.shape)}")
+        if not data.is_floating_point():
+            raise TypeError(f"the grid's data is {data.dtype}; it must be floating point")
+        if not _lib.all_finite(data):
+            raise ValueError("the grid's data must be finite")
         self.data = data.detach().clone(memory_format=torch.contiguous_format)
         self.grad = torch.zeros_like(self.data)
         self.h = float(h)
@@ -37,9 +47,8 @@ class SdfGrid:
         self._m: Tensor | None = None
         self._v: Tensor | None = None
         self._tmp: Tensor | None = None
-        # For the compiled path; told from the tensors' version counters, so change `data` and `grad` through torch.
-        self._field: Tensor | None = None  # (R,R,R) channel 0 of `data`, kept up to date by `update`
-        self._field_of: tuple[int, int] | None = None
+        # For the compiled path: (R,R,R) channel 0 of `data`, kept up to date by `update`, and the version it is of
+        self._field: tuple[Tensor, tuple[int, int] | None] | None = None
         self._rows = torch.zeros(self.R, self.R, dtype=torch.uint8)  # rows of `grad` that may hold something
         self._rows_of: tuple[int, int] | None = _version(self.grad)
         self._lo = _LO(*self.lo.tolist())
@@ -78,6 +87,9 @@ class SdfGrid:
         """
         n = len(o)
         _check_points(self, o=o, d=d)
+        for name, length in (("min_step", min_step), ("band", band)):
+            if not 0 < length < math.inf:
+                raise ValueError(f"{name} is {length}; it must be a positive length in metres")
         if self.backend == "torch":
             return grid_torch.march(self.data, self.lo, self.h, o.detach(), d.detach(), min_step, band)
         if self.backend == "triton":
@@ -100,6 +112,7 @@ class SdfGrid:
         _check_points(self, o=o, d=d)
         if t.shape[:-1] != o.shape[:1] or not 2 <= t.shape[1] <= 256 or not _lib.all_finite(t):
             raise ValueError(f"render takes 2 to 256 finite samples per ray, t (N,S), not {tuple(t.shape)}")
+        _check_kind(self, t=t)
         beta = torch.as_tensor(beta, dtype=self.data.dtype, device=self.data.device)
         if beta.numel() != 1 or not (_lib.capturing(beta) or beta.item() > 0):
             raise ValueError(f"beta is one positive width in metres, not {beta.tolist()}")
@@ -112,18 +125,20 @@ class SdfGrid:
         Means over inner voxels with |sdf| <= band of (|grad| - 1)^2 and (h Laplacian)^2.
         """
         if self.backend != "cpu":
-            with torch.enable_grad():
-                f = self.data.detach().requires_grad_()
+            with torch.inference_mode(False), torch.enable_grad():
+                f = (self.data.clone() if self.data.is_inference() else self.data).detach().requires_grad_()
                 eik, lap = grid_torch.regularizers(f, self.h, band)
                 (g,) = torch.autograd.grad(w_eik * eik + w_lap * lap, f)
             self.grad += g
             return eik.item(), lap.item()
         loss = torch.zeros(2, dtype=torch.float64)
         self._rows_of = None
-        _lib.lib().hh_grid_reg(
+        failed = _lib.lib().hh_grid_reg(
             pointer(self.data), self.R, self._lo, self.h, w_eik, w_lap, band,
             pointer(self.grad), pointer(self._scratch()), pointer(loss), threads(),
         )  # fmt: skip
+        _check_memory(failed)
+        written(self.grad)
         return loss[0].item(), loss[1].item()
 
     @torch.no_grad()
@@ -136,6 +151,7 @@ class SdfGrid:
         else:
             self._rows_of = None
             _lib.lib().hh_grid_blur(pointer(self.grad), self.R, pointer(self._scratch()), iterations, threads())
+            written(self.grad)
 
     @torch.no_grad()
     def adam(
@@ -173,26 +189,27 @@ class SdfGrid:
             self.blur(blur)
             self.adam(lr_sdf, lr_color, betas, rel_eps)
             return means
-        self.step += 1
         R = self.R
         if self._m is None:
             self._m, self._v = torch.zeros(2, 4, R, R, R).unbind(0)  # moments, channel by channel
             self._ever = torch.zeros(R, R, 2, dtype=torch.int32)  # columns of each row where colour has moments
             self._ever[..., 0] = R
             self._rms = torch.zeros(R, 2, dtype=torch.float64)
-        if self._rows_of != _version(self.grad):
+        if not _same(self._rows_of, self.grad):
             self._rows.fill_(1)
-        refresh = self._field is None or self._field_of != _version(self.data)
-        if self._field is None:
-            self._field = torch.empty(R, R, R)
+        refresh = self._field is None or not _same(self._field[1], self.data)
+        field = torch.empty(R, R, R) if self._field is None else self._field[0]
         loss = torch.zeros(2, dtype=torch.float64)
-        _lib.lib().hh_grid_update(
+        failed = _lib.lib().hh_grid_update(
             pointer(self.data), R, self.h, w_eik, w_lap, band, blur, pointer(self.grad), pointer(self._rows),
-            pointer(self._m), pointer(self._v), pointer(self._ever), pointer(self._field), refresh,
-            lr_sdf, lr_color, *betas, self.step, rel_eps, pointer(self._scratch()), pointer(self._rms),
+            pointer(self._m), pointer(self._v), pointer(self._ever), pointer(field), refresh,
+            lr_sdf, lr_color, *betas, self.step + 1, rel_eps, pointer(self._scratch()), pointer(self._rms),
             pointer(loss), threads(),
         )  # fmt: skip
-        self._rows_of, self._field_of = _version(self.grad), _version(self.data)
+        _check_memory(failed)
+        self.step += 1
+        written(self.data, self.grad)
+        self._rows_of, self._field = _version(self.grad), (field, _version(self.data))
         return loss[0].item(), loss[1].item()
 
     def zero_grad(self) -> None:
@@ -206,11 +223,13 @@ class SdfGrid:
         return SdfGrid(f[0].permute(1, 2, 3, 0), self.lo, self.h * (self.R - 1) / (R - 1), self.backend)
 
     def _distance(self) -> Tensor:
-        if self._field is None or self._field_of != _version(self.data):
-            self._field = torch.empty(self.R, self.R, self.R)
-            _lib.lib().hh_grid_extract(pointer(self.data), self.R, pointer(self._field), threads())
-            self._field_of = _version(self.data)
-        return self._field
+        known = self._field
+        if known is None or not _same(known[1], self.data):
+            # a tensor of its own, published with its version at once: another thread may read the old one
+            known = torch.empty(self.R, self.R, self.R), _version(self.data)
+            _lib.lib().hh_grid_extract(pointer(self.data), self.R, pointer(known[0]), threads())
+            self._field = known
+        return known[0]
 
     def _scratch(self) -> Tensor:
         if self._tmp is None:
@@ -219,7 +238,23 @@ class SdfGrid:
 
 
 def _version(t: Tensor) -> tuple[int, int]:
-    return t.data_ptr(), t._version
+    return t.data_ptr(), version(t)
+
+
+def _same(known: tuple[int, int] | None, t: Tensor) -> bool:
+    """Whether t is certain to be as it was at version `known`."""
+    return known == _version(t) and not t.is_inference()
+
+
+def _check_memory(failed: int) -> None:
+    if failed:
+        raise MemoryError("not enough memory for this operation on the grid")
+
+
+def _check_kind(grid: SdfGrid, **tensors: Tensor) -> None:
+    for name, p in tensors.items():
+        if p.device != grid.data.device or not p.dtype.is_floating_point:
+            raise TypeError(f"{name} is {p.dtype} on {p.device}; the grid is {grid.data.dtype} on {grid.data.device}")
 
 
 def _check_points(grid: SdfGrid, **points: Tensor) -> None:
@@ -227,8 +262,7 @@ def _check_points(grid: SdfGrid, **points: Tensor) -> None:
     for name, p in points.items():
         if p.shape != (n, 3):
             raise ValueError(f"{name} has shape (N,3), not {tuple(p.shape)}")
-        if p.device != grid.data.device or not p.dtype.is_floating_point:
-            raise TypeError(f"{name} is {p.dtype} on {p.device}; the grid is {grid.data.dtype} on {grid.data.device}")
+        _check_kind(grid, **{name: p})
         if not _lib.all_finite(p):
             raise ValueError(f"{name} must be finite; some are NaN or infinite")
 
@@ -244,7 +278,7 @@ def _flat(t: Tensor) -> Tensor:
 
 
 def _dense(grad: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if grad is None else grad.contiguous()
+    return like.new_zeros(like.shape) if grad is None else grad.contiguous()
 
 
 class _Sample(torch.autograd.Function):
@@ -265,6 +299,7 @@ class _Sample(torch.autograd.Function):
         return val, grad
 
     @staticmethod
+    @once
     def backward(ctx, v_val, v_grad):
         grid, (x,) = ctx.grid, ctx.saved_tensors
         if v_val is None and v_grad is None:
@@ -286,10 +321,11 @@ class _Sample(torch.autograd.Function):
             v_x = _triton().sample_backward(grid.data, grid.lo, grid.h, x, v_val, v_grad, grid.grad, wants_x)
             return v_x, None, torch.zeros_like(grid._anchor)
         v_x = torch.empty(n, 3) if wants_x else None
-        _lib.lib().hh_grid_backward(
+        failed = _lib.lib().hh_grid_backward(
             n, pointer(p), pointer(grid.data), grid.R, grid._lo, grid.h, pointer(v_val), pointer(v_grad),
             pointer(grid.grad), pointer(grid._rows), pointer(v_x), threads(),
         )  # fmt: skip
+        _check_memory(failed)
         return v_x, None, torch.zeros_like(grid._anchor)
 
 
@@ -316,6 +352,7 @@ class _Render(torch.autograd.Function):
         return rgb, acc, depth
 
     @staticmethod
+    @once
     def backward(ctx, v_rgb, v_acc, v_depth):
         grid, (o, d, beta, t) = ctx.grid, ctx.saved_tensors
         wants_ray, wants_beta = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[2]
@@ -338,11 +375,12 @@ class _Render(torch.autograd.Function):
         v_o, v_d = (torch.empty_like(o), torch.empty_like(d)) if wants_ray else (None, None)
         v_beta = torch.empty(n) if wants_beta else None
         scratch = torch.empty(7 * n * S)
-        _lib.lib().hh_render_backward(
+        failed = _lib.lib().hh_render_backward(
             n, S, pointer(o), pointer(d), pointer(t), pointer(grid.data), grid.R, grid._lo, grid.h, float(beta),
             pointer(ctx.seen), pointer(v_rgb), pointer(v_acc), pointer(v_depth),
             pointer(grid.grad), pointer(grid._rows), pointer(v_o), pointer(v_d), pointer(v_beta), pointer(scratch),
             threads(),
         )  # fmt: skip
+        _check_memory(failed)
         gb = v_beta.sum(dtype=torch.float64).to(beta.dtype).reshape(beta.shape) if wants_beta else None
         return v_o, v_d, gb, None, None, torch.zeros_like(grid._anchor)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from . import _lib, raster_torch
+from ._checks import check_indices, check_intrinsics, check_size, once
 from ._lib import pointer, threads
 
 NEAR = 0.01  # metres
-MAX_SIDE = 16384  # pixels
 MAX_PIXELS = 1 << 26
 
 
@@ -33,12 +33,12 @@ def check(vertices: Tensor, faces: Tensor, K: Tensor, width: int, height: int, n
         raise ValueError(f"faces name vertices from {int(faces.min())} to {int(faces.max())} of {vertices.shape[-2]}")
     if not torch.isfinite(vertices).all():
         raise ValueError("vertices must be finite; leave out bodies without a pose")
-    if K.shape[-2:] != (3, 3) or not torch.isfinite(K).all() or not (K[..., [0, 1], [0, 1]] > 0).all():
-        raise ValueError("K must be (3,3), finite, with positive focal lengths")
-    if not (isinstance(width, int) and isinstance(height, int)):
-        raise TypeError("width and height must be int")
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE and width * height <= MAX_PIXELS):
-        raise ValueError(f"an image of {width} x {height} pixels cannot be drawn (at most {MAX_SIDE} a side)")
+    if K.shape[-2:] != (3, 3) or not torch.isfinite(K).all():
+        raise ValueError("K must be (3,3) and finite")
+    check_intrinsics(K)
+    check_size(width, height)
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"an image of {width} x {height} pixels cannot be drawn (at most {MAX_PIXELS} in all)")
     if not 0 < near < float("inf"):
         raise ValueError(f"near is {near}; it must be positive")
 
@@ -56,6 +56,7 @@ def visible(
     if _lib.resolve_backend(backend, cam) == "torch":
         face = raster_torch.nearest_face(cam, faces, K.detach(), width, height, near)
         return face, *raster_torch.surface(cam, faces, K, face)
+    check_indices("faces", faces, 0, len(cam))
     return _Visible.apply(cam, faces, K, width, height, near)
 
 
@@ -78,7 +79,7 @@ class _Visible(torch.autograd.Function):
         return face, bary, depth
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once
     def backward(ctx, _, v_bary, v_depth):
         if v_bary is None and v_depth is None:
             return (None,) * 6
@@ -105,10 +106,15 @@ def interpolate(
     values: Tensor, faces: Tensor, face: Tensor, bary: Tensor, unit: bool = False, backend: str | None = None
 ) -> Tensor:
     """(H,W,A) per-vertex values (V,A) on the surface `visible` found, made unit vectors on demand; 0 where there is
-    none. Differentiable in values and bary."""
+    none. Differentiable in values and bary (H,W,3). face (H,W) int64 holds rows of faces (T,3), or -1."""
     faces = faces.to(device=values.device, dtype=torch.int64).contiguous()
     if _lib.resolve_backend(backend, values, bary) == "torch":
         return raster_torch.interpolate(values, faces, face, bary, unit)
+    face = face.to(torch.int64).contiguous()
+    if bary.shape != (*face.shape, 3):
+        raise ValueError(f"bary is {tuple(bary.shape)}, not {(*face.shape, 3)}")
+    check_indices("faces", faces, 0, len(values))
+    check_indices("face", face, -1, len(faces))
     return _Interpolate.apply(values, faces, face, bary, unit)
 
 
@@ -125,7 +131,7 @@ class _Interpolate(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once
     def backward(ctx, v_out):
         x, faces, face, w, out = ctx.saved_tensors
         v_out = v_out.contiguous()  # by name: a pointer does not keep its tensor alive

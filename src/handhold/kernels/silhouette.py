@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _lib, silhouette_torch
+from ._checks import check_indices, once
 from ._lib import pointer, threads
 from .raster import NEAR, _as_K
 
@@ -37,10 +38,17 @@ def coverage(
     outside has up to 0.5, unless several outlines pass through it. Gradients go to cam and K.
     """
     faces = faces.to(device=cam.device, dtype=torch.int64).contiguous()
-    label, body = label.contiguous(), body.to(device=cam.device, dtype=torch.int64).contiguous()
-    depth = depth.detach().contiguous()
+    label, body = (t.to(device=cam.device, dtype=torch.int64).contiguous() for t in (label, body))
+    depth = depth.detach().to(cam).contiguous()
+    if label.ndim != 2 or depth.shape != label.shape or body.shape != (len(faces),):
+        raise ValueError(
+            f"label and depth are (H,W) and body ({len(faces)},), not {tuple(label.shape)}, {tuple(depth.shape)} and "
+            f"{tuple(body.shape)}"
+        )
+    check_indices("label", label, -1, n_ids)
     if _lib.resolve_backend(backend, cam) == "torch":
         return silhouette_torch.coverage(cam, faces, K, label, depth, body, n_ids, near)
+    check_indices("faces", faces, 0, len(cam))
     return _Coverage.apply(cam, faces, K, label, depth, body, n_ids, near)
 
 
@@ -64,6 +72,7 @@ def occupancy(
     faces = faces.to(device=cam.device, dtype=torch.int64).contiguous()
     if _lib.resolve_backend(backend, cam) == "torch":
         return silhouette_torch.occupancy(cam, faces, K, width, height, sigma, REACH * sigma, near)
+    check_indices("faces", faces, 0, len(cam))
     return _Occupancy.apply(cam, faces, K, width, height, sigma, near)
 
 
@@ -98,7 +107,7 @@ class _Coverage(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once
     def backward(ctx, v_out):
         points, k, label = ctx.saved_tensors
         v_out = v_out.contiguous()  # by name: a pointer does not keep its tensor alive
@@ -124,7 +133,7 @@ class _Occupancy(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once
     def backward(ctx, v_out):
         points, faces, k = ctx.saved_tensors
         v_out = v_out.contiguous()  # by name: a pointer does not keep its tensor alive

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from . import _lib, splat_torch
+from ._checks import check_size, once
 from ._lib import pointer, threads
 
-MAX_IDS, MAX_FEATURES, MAX_SIDE = 12, 32, 16384
+MAX_IDS, MAX_FEATURES = 12, 32
 KINDS = ("3d", "2d")
 
 
@@ -46,6 +47,7 @@ def rasterize(
     check_size(width, height)
     if viewmat.shape != (4, 4) or K.shape != (3, 3):
         raise ValueError(f"viewmat is (4,4) and K (3,3), not {tuple(viewmat.shape)} and {tuple(K.shape)}")
+    viewmat = like_means("viewmat", viewmat, means)
     if features is not None and not features.shape[1]:
         features = None
     tensors = (means, quats, scales, opacities, colors, viewmat, features)
@@ -66,10 +68,11 @@ def _triton():
     return splat_triton
 
 
-def check_size(width: int, height: int) -> None:
-    for name, side in (("width", width), ("height", height)):
-        if not (hasattr(side, "__index__") and 1 <= side <= MAX_SIDE):
-            raise ValueError(f"{name} is {side!r}; it must be a whole number from 1 to {MAX_SIDE}")
+def like_means(name: str, t: Tensor, means: Tensor) -> Tensor:
+    """t in the dtype of means, differentiably; TypeError where it is not floating point or on another device."""
+    if not t.is_floating_point() or t.device != means.device:
+        raise TypeError(f"{name} is {t.dtype} on {t.device}; it must be floating point on {means.device}, like means")
+    return t.to(means.dtype)
 
 
 def check_shapes(means, quats, scales, opacities, colors, sh_degree, ids, n_ids, features, kind) -> None:
@@ -79,15 +82,15 @@ def check_shapes(means, quats, scales, opacities, colors, sh_degree, ids, n_ids,
     for (name, shape), t in zip(wanted.items(), (means, quats, scales, opacities), strict=True):
         if t.shape != shape:
             raise ValueError(f"{name} is {tuple(t.shape)}, not {shape}")
+    if sh_degree is not None and (type(sh_degree) is not int or not 0 <= sh_degree <= 3):
+        raise ValueError(f"sh_degree is {sh_degree!r}; it must be None or a whole number from 0 to 3")
     coefficients = 0 if sh_degree is None else (sh_degree + 1) ** 2
+    if sh_degree is None and colors.ndim == 3 and colors.shape[1:] == (n, 3):
+        raise ValueError(f"colors is {tuple(colors.shape)}: colours per camera are not supported; give ({n}, 3)")
     if sh_degree is None and colors.shape != (n, 3):
         raise ValueError(f"colors is {tuple(colors.shape)}, not {(n, 3)}; give sh_degree for coefficients")
     if sh_degree is not None and not (
-        0 <= sh_degree <= 3
-        and colors.ndim == 3
-        and len(colors) == n
-        and colors.shape[1] >= coefficients
-        and colors.shape[2] == 3
+        colors.ndim == 3 and len(colors) == n and colors.shape[1] >= coefficients and colors.shape[2] == 3
     ):
         raise ValueError(
             f"sh_degree {sh_degree} needs colors of shape ({n}, >={coefficients}, 3), not {tuple(colors.shape)}"
@@ -98,8 +101,10 @@ def check_shapes(means, quats, scales, opacities, colors, sh_degree, ids, n_ids,
         raise ValueError(f"ids must be ({n},) when n_ids is given")
     if not 0 <= n_ids <= MAX_IDS:
         raise ValueError(f"at most {MAX_IDS} bodies in one pass, not {n_ids}")
-    if ids is not None and (ids.is_floating_point() or ids.is_complex()):
+    if ids is not None and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
         raise TypeError(f"ids is {ids.dtype}; it must be whole numbers")
+    if ids is not None and ids.device != means.device:
+        raise TypeError(f"ids is on {ids.device}, but means is on {means.device}")
     for name, t in (*zip(wanted, (means, quats, scales, opacities), strict=True), ("colors", colors)):
         if not t.is_floating_point():
             raise TypeError(f"{name} is {t.dtype}; it must be floating point")
@@ -164,16 +169,19 @@ class _Compose(torch.autograd.Function):
         return tuple(images)
 
     @staticmethod
+    @once
     def backward(ctx, *v_images):
         out, alpha, backgrounds = ctx.saved_tensors
         C, H, W, channels = out.shape
         v_images = [None if v is None else v.contiguous() for v in v_images]
         v_out, v_alpha = torch.empty_like(out), torch.empty_like(alpha)
         v_backgrounds = torch.empty_like(backgrounds) if ctx.needs_input_grad[2] else None
-        _lib.lib().hh_splat_image_backward(
+        failed = _lib.lib().hh_splat_image_backward(
             C, H * W, channels, pointer(out), pointer(alpha), pointer(backgrounds), *map(pointer, v_images),
             pointer(v_out), pointer(v_alpha), pointer(v_backgrounds), threads(),
         )  # fmt: skip
+        if failed:
+            raise MemoryError("not enough memory for the gradients of these images")
         return v_out, v_alpha, v_backgrounds
 
 
@@ -217,6 +225,7 @@ class _Rasterize(torch.autograd.Function):
         return out, alpha, median
 
     @staticmethod
+    @once
     def backward(ctx, v_out, v_alpha, _):
         *tensors, features = ctx.saved_tensors
         if v_out is None and v_alpha is None:

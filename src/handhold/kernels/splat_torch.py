@@ -22,9 +22,14 @@ SH_C1 = 0.4886025119029199
 Evaluate = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+def largest(quats: Tensor, dim: int) -> Tensor:
+    """The largest absolute entry along dim, a constant: divided by it first, squares neither overflow nor vanish."""
+    return quats.detach().abs().amax(dim, keepdim=True).clamp(min=torch.finfo(quats.dtype).tiny)
+
+
 def rotations(quats: Tensor) -> Tensor:
     """(N,3,3) from quaternions wxyz of any length."""
-    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    w, x, y, z = torch.nn.functional.normalize(quats / largest(quats, -1), dim=-1).unbind(-1)
     rows = [
         1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y),
         2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x),
@@ -167,7 +172,7 @@ def rasterize(
     """See `handhold.kernels.splat.rasterize`."""
     p = means @ viewmat[:3, :3].T + viewmat[:3, 3]
     with torch.no_grad():
-        seen = (p[:, 2] >= NEAR) & (p[:, 2] <= FAR) & (opacities >= ALPHA_MIN) & (quats.norm(dim=-1) > 0)
+        seen = (p[:, 2] >= NEAR) & (p[:, 2] <= FAR) & (opacities >= ALPHA_MIN) & (quats != 0).any(-1)
         keep = torch.nonzero(seen)[:, 0]
         keep = keep[torch.argsort(p[keep, 2], stable=True)]
     p, opacity = p[keep], opacities[keep]

@@ -8,15 +8,21 @@ import torch
 from torch import Tensor
 
 from . import _lib
+from ._checks import once
 from ._lib import pointer, threads
 
 C1, C2 = 0.01**2, 0.03**2
 
 
 def ssim_mean(x: Tensor, y: Tensor, backend: str | None = None) -> Tensor:
-    """Mean SSIM of two images (C,H,W) in [0,1]: a scalar, differentiable in both."""
+    """Mean SSIM of two images (C,H,W) in [0,1]: a scalar, differentiable in both (the compiled one once).
+
+    Raises ValueError on shapes that differ and on images that are empty or not finite.
+    """
     if x.ndim != 3 or x.shape != y.shape:
         raise ValueError(f"ssim takes two images (C,H,W) of one shape, not {tuple(x.shape)} and {tuple(y.shape)}")
+    if not x.numel() or not (_lib.all_finite(x) and _lib.all_finite(y)):
+        raise ValueError(f"ssim takes finite images with at least one pixel; these are {tuple(x.shape)}")
     chosen = _lib.resolve_backend(backend, x, y, triton=_triton)
     if chosen == "triton":
         return _triton().ssim_mean(x, y)
@@ -65,5 +71,6 @@ class _Ssim(torch.autograd.Function):
         return torch.tensor(value, dtype=torch.float32)
 
     @staticmethod
+    @once
     def backward(ctx, v):
         return tuple(None if g is None else g * v for g in ctx.grads)

@@ -60,6 +60,8 @@ def rasterize(
     faces = faces.to(vertices.device)
     if attributes is not None and (attributes.ndim != 2 or len(attributes) != vertices.shape[-2]):
         raise ValueError(f"attributes are {tuple(attributes.shape)}, not ({vertices.shape[-2]},A)")
+    if attributes is not None and not torch.isfinite(attributes).all():
+        raise ValueError("attributes must be finite")
     if normals not in ("smooth", "face", None):
         raise ValueError(f"normals is {normals!r}; choose 'smooth', 'face' or None")
     ids = None if ids is None else _checked_ids(ids, faces)

@@ -8,8 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..kernels.splat import check_finite, check_shapes, check_size, compose, rasterize
-from ..kernels.splat_torch import meet, planes
+from ..kernels._checks import check_intrinsics, check_size, version
+from ..kernels.splat import check_finite, check_shapes, compose, like_means, rasterize
+from ..kernels.splat_torch import largest, meet, planes
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class _Inputs:
     versions: tuple[int, ...]
 
     def check_unchanged(self, wanted: str) -> None:
-        if self.versions != tuple(t._version for t in (*self.shape, self.viewmats, self.Ks)):
+        if self.versions != tuple(map(version, (*self.shape, self.viewmats, self.Ks))):
             raise RuntimeError(
                 f"the Gaussians or cameras were changed in place after splat(); read .{wanted} before the optimiser's "
                 "step" + (", or call splat(..., normals=True)" if wanted == "normals" else "")
@@ -91,6 +92,7 @@ def surface_normals(means: Tensor, quats: Tensor, scales: Tensor, viewmat: Tenso
     """
     # One row per coordinate: elementwise work along (N,3) is several times slower on a CPU.
     q = quats.T.contiguous()
+    q = q / largest(q, 0)
     w, x, y, z = (q * torch.rsqrt(q.square().sum(0).clamp(min=torch.finfo(q.dtype).tiny))).unbind(0)
     with torch.no_grad():
         if kind == "2d":
@@ -172,14 +174,16 @@ def splat(
     check_size(width, height)
     check_shapes(means, quats, scales, opacities, colors, sh_degree, ids, 0, None, kind)
     n_ids = _check_ids(ids, n_ids, len(means))
+    viewmats, Ks = like_means("viewmats", viewmats, means), Ks.to(means.dtype)
     if backgrounds is not None and backgrounds.shape != (len(Ks), 3):
         raise ValueError(f"backgrounds is {tuple(backgrounds.shape)}, not {(len(Ks), 3)}")
+    backgrounds = None if backgrounds is None else like_means("backgrounds", backgrounds, means)
     shape = (means, quats, scales, opacities)
     check_finite(
         means=means, quats=quats, scales=scales, opacities=opacities, colors=colors, viewmats=viewmats, Ks=Ks,
         backgrounds=backgrounds,
     )  # fmt: skip
-    _check_intrinsics(Ks)
+    check_intrinsics(Ks)
     together = kind == "2d" if normals is None else normals
     views = []
     for V, K in zip(viewmats, Ks, strict=True):
@@ -195,13 +199,15 @@ def splat(
     rest = rest.split([3, n_ids], -1) if together and n_ids else (rest,)
     normal = rest[0] if together else None
     share = rest[-1] if n_ids else None
-    versions = tuple(t._version for t in (*shape, viewmats, Ks))
+    versions = tuple(map(version, (*shape, viewmats, Ks)))
     inputs = _Inputs(shape, viewmats, Ks, (width, height), kind, backend, torch.is_grad_enabled(), versions)
     return Splatted(color, alpha, depth, share, median, normal, inputs)
 
 
 def _check_ids(ids: Tensor | None, n_ids: int | None, n: int) -> int:
     if ids is None:
+        if n_ids:
+            raise ValueError(f"n_ids is {n_ids}, but there are no ids; give the body of each Gaussian")
         return 0
     if ids.shape != (n,):
         raise ValueError(f"ids is {tuple(ids.shape)}, not {(n,)}")
@@ -214,13 +220,3 @@ def _check_ids(ids: Tensor | None, n_ids: int | None, n: int) -> int:
     if low < -1 or high >= count:
         raise ValueError(f"ids run from {low} to {high}; they must be -1 (no body) or 0 to {count - 1}")
     return count
-
-
-def _check_intrinsics(Ks: Tensor) -> None:
-    if Ks.is_cuda and torch.cuda.is_current_stream_capturing():
-        return
-    for (fx, skew, _), (other, fy, _), _ in Ks.detach().tolist():  # one transfer, where tensor tests take several
-        if not (fx > 0 and fy > 0):
-            raise ValueError("focal lengths Ks[:, 0, 0] and Ks[:, 1, 1] must be positive")
-        if skew or other:
-            raise ValueError("Ks has skew; undistort the images to square axes first")

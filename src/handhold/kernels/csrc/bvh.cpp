@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "isa.h"
@@ -146,8 +147,9 @@ struct Builder {
 
 }  // namespace
 
-// vertices (n_vertices,3), faces (n_faces,3). Returns null when an index is out of range, a vertex is not finite or there are no faces.
-HH_API void* hh_bvh_build(int64_t n_vertices, int64_t n_faces, const double* vertices, const int64_t* faces) {
+// vertices (n_vertices,3), faces (n_faces,3). Returns null when an index is out of range, a vertex is not finite or there are no faces,
+// or when memory runs out.
+HH_API void* hh_bvh_build(int64_t n_vertices, int64_t n_faces, const double* vertices, const int64_t* faces) try {
   if (n_faces < 1 || n_faces > (1 << 28) || n_vertices < 1) return nullptr;
   Box box;
   for (int64_t i = 0; i < 3 * n_faces; ++i) {
@@ -186,6 +188,8 @@ HH_API void* hh_bvh_build(int64_t n_vertices, int64_t n_faces, const double* ver
   std::vector<int32_t> all_;
   builder.fit(0, all_);
   return tree.release();
+} catch (const std::bad_alloc&) {
+  return nullptr;
 }
 
 HH_API void hh_bvh_free(void* handle) { delete static_cast<Bvh*>(handle); }

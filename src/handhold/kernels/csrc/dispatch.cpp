@@ -22,5 +22,5 @@ const Kernels& kernels() {
 }
 }  // namespace hh
 
-HH_API int hh_abi_version() { return 2; }
+HH_API int hh_abi_version() { return 3; }
 HH_API const char* hh_isa() { return hh::kernels().name; }

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "isa.h"
@@ -63,11 +64,15 @@ HH_API void hh_grid_sample(int64_t n, const float* x, const float* data, int R, 
 }
 
 // Adds to v_data (R,R,R,4) and marks rows (R,R); writes v_x (n,3) when it is not null. v_grad may be null.
-HH_API void hh_grid_backward(int64_t n, const float* x, const float* data, int R, const float* lo, float h, const float* v_val, const float* v_grad,
-                             float* v_data, uint8_t* rows, float* v_x, int threads) {
+// Returns 1 when memory runs out, as all that return an int here.
+HH_API int hh_grid_backward(int64_t n, const float* x, const float* data, int R, const float* lo, float h, const float* v_val, const float* v_grad,
+                             float* v_data, uint8_t* rows, float* v_x, int threads) try {
   const GridView g = view(data, R, lo, h);
   if (v_data) scatter(g, x, n, v_val, v_grad, v_data, rows, threads);
   if (v_x) parallel_ranges(n, 2048, threads, [&](int64_t b, int64_t e) { kernels().grid_v_x(g, x, b, e, v_val, v_grad, v_x); });
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 
 // field (R,R,R): channel 0 of the grid.
@@ -78,20 +83,23 @@ HH_API void hh_grid_march(int64_t n, const float* o, const float* d, const float
 }
 
 // Adds the weighted gradient to v_data channel 0; loss receives the two unweighted means. tmp: 5 R^3 floats.
-HH_API void hh_grid_reg(const float* data, int R, const float* lo, float h, float w_eik, float w_lap, float band, float* v_data, float* tmp, double* loss,
-                        int threads) {
+HH_API int hh_grid_reg(const float* data, int R, const float* lo, float h, float w_eik, float w_lap, float band, float* v_data, float* tmp, double* loss,
+                       int threads) try {
   const GridView g = view(data, R, lo, h);
   std::vector<double> sums(3 * R);
+  std::vector<float> rows(static_cast<size_t>(R) * R);
   float *flux = tmp, *f = tmp + 4 * static_cast<int64_t>(R) * R * R;
   parallel(R, threads, [&](int64_t i) { kernels().grid_extract(g, static_cast<int>(i), f); });
   parallel(R, threads, [&](int64_t i) { kernels().grid_reg_flux(R, static_cast<int>(i), f, h, w_eik, w_lap, band, flux, &sums[3 * i]); });
   double total[3] = {0, 0, 0};
   for (int i = 0; i < 3 * R; ++i) total[i % 3] += sums[i];
   const double inv = 1.0 / std::max(1.0, total[2]);
-  std::vector<float> rows(static_cast<size_t>(R) * R);
   parallel(R, threads, [&](int64_t i) { kernels().grid_reg_gather(R, static_cast<int>(i), static_cast<float>(inv), flux, &rows[R * i], v_data); });
   loss[0] = total[0] * inv;
   loss[1] = total[1] * inv;
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 
 // tmp: 2 R^3 floats.
@@ -110,9 +118,9 @@ HH_API void hh_grid_extract(const float* data, int R, float* field, int threads)
 }
 
 // Regularisers, blur and Adam at once; see GridUpdate. tmp: 2 R^3 floats; loss: the two unweighted means.
-HH_API void hh_grid_update(float* data, int R, float h, float w_eik, float w_lap, float band, int blur, float* v_data, uint8_t* rows, float* m, float* v,
+HH_API int hh_grid_update(float* data, int R, float h, float w_eik, float w_lap, float band, int blur, float* v_data, uint8_t* rows, float* m, float* v,
                            int32_t* ever, float* field, int refresh, float lr_sdf, float lr_color, float b1, float b2, int step, float rel_eps,
-                           float* tmp, double* rms, double* loss, int threads) {
+                           float* tmp, double* rms, double* loss, int threads) try {
   const int64_t plane = static_cast<int64_t>(R) * R, size = plane * R;
   GridUpdate u{};
   u.R = R, u.blur = blur, u.h = h, u.w_eik = w_eik, u.w_lap = w_lap, u.band = band;
@@ -125,15 +133,15 @@ HH_API void hh_grid_update(float* data, int R, float h, float w_eik, float w_lap
   u.band_span = spans.data(), u.v_span = u.band_span + plane, u.a_span = u.v_span + plane;
   std::vector<double> sums(3 * R);
   u.sums = sums.data();
+  // Slabs do part of their neighbours' work again, so there are no more than the threads need; a voxel's sum is the same in any.
+  const int slabs = threads <= 1 ? 1 : std::max(1, std::min(2 * threads, R / 8));
+  std::vector<float> work(14 * plane * slabs);
+  std::vector<Span> work_span(static_cast<size_t>(4) * R * slabs);
   parallel(R, threads, [&](int64_t i) { kernels().grid_scan(u, static_cast<int>(i)); });
   double total[3] = {0, 0, 0};
   for (int i = 0; i < R; ++i) total[2] += sums[3 * i + 2];
   const double inv = 1.0 / std::max(1.0, total[2]);
   u.scale = static_cast<float>(inv);
-  // Slabs do part of their neighbours' work again, so there are no more than the threads need; a voxel's sum is the same in any.
-  const int slabs = threads <= 1 ? 1 : std::max(1, std::min(2 * threads, R / 8));
-  std::vector<float> work(14 * plane * slabs);
-  std::vector<Span> work_span(static_cast<size_t>(4) * R * slabs);
   parallel(slabs, threads, [&](int64_t k) {
     kernels().grid_slab(u, static_cast<int>(k * R / slabs), static_cast<int>((k + 1) * R / slabs), &work[14 * plane * k], &work_span[4 * R * k]);
   });
@@ -155,6 +163,9 @@ HH_API void hh_grid_update(float* data, int R, float h, float w_eik, float w_lap
   });
   loss[0] = total[0] * inv;
   loss[1] = total[1] * inv;
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }
 
 HH_API void hh_render_forward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h, float beta,
@@ -165,12 +176,15 @@ HH_API void hh_render_forward(int64_t n, int S, const float* o, const float* d, 
 }
 
 // Adds to v_data; v_o, v_d (n,3) and v_beta (n) may be null; seen: as the forward left it. scratch: 7 n S floats.
-HH_API void hh_render_backward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h,
+HH_API int hh_render_backward(int64_t n, int S, const float* o, const float* d, const float* t, const float* data, int R, const float* lo, float h,
                                float beta, float* seen, const float* v_rgb, const float* v_acc, const float* v_depth, float* v_data, uint8_t* rows,
-                               float* v_o, float* v_d, float* v_beta, float* scratch, int threads) {
+                               float* v_o, float* v_d, float* v_beta, float* scratch, int threads) try {
   RenderArgs a{};
   a.grid = view(data, R, lo, h), a.S = S, a.beta = beta, a.o = o, a.d = d, a.t = t, a.seen = seen, a.v_rgb = v_rgb, a.v_acc = v_acc, a.v_depth = v_depth;
   a.v_val = scratch, a.x = scratch + 4 * n * S, a.v_o = v_o, a.v_d = v_d, a.v_beta = v_beta;
   parallel_ranges(n, 64, threads, [&](int64_t b, int64_t e) { kernels().render_backward(a, b, e); });
   scatter(a.grid, a.x, n * S, a.v_val, nullptr, v_data, rows, threads);
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

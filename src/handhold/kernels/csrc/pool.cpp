@@ -6,7 +6,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
-#include <system_error>
+#include <new>
 #include <thread>
 
 namespace hh {
@@ -55,7 +55,7 @@ struct Pool {
         std::lock_guard<std::mutex> lock(m);  // a new worker must see the job count of now, not 0
         std::thread([this, i = workers, s = job.load()] { worker(i, s); }).detach();
       }
-    } catch (const std::system_error&) {  // no more threads to be had: go on with fewer
+    } catch (...) {  // no more threads or memory to be had: go on with fewer
     }
   }
 
@@ -77,15 +77,15 @@ struct Pool {
 };
 
 std::atomic<Pool*> current{nullptr};
-std::mutex making;
 
 // Never destroyed: its threads may outlive static destruction. A forked child has none of the parent's threads, so it makes its own.
+// Without a lock, which a child could inherit taken. Null when memory runs out.
 Pool* pool() {
   Pool* p = current.load(std::memory_order_acquire);
   if (p && p->pid == getpid()) return p;
-  std::lock_guard<std::mutex> lock(making);
-  p = current.load(std::memory_order_acquire);
-  if (!p || p->pid != getpid()) current.store(p = new Pool, std::memory_order_release);
+  Pool* fresh = new (std::nothrow) Pool;
+  if (!fresh || current.compare_exchange_strong(p, fresh, std::memory_order_acq_rel, std::memory_order_acquire)) return fresh;
+  delete fresh;  // another thread was first
   return p;
 }
 
@@ -94,8 +94,7 @@ Pool* pool() {
 void run_chunks(int64_t chunks, int n_threads, Body body, void* arg) {
   if (chunks <= 0) return;
   if (n_threads > chunks) n_threads = static_cast<int>(chunks);
-  if (n_threads > 1) {
-    Pool* p = pool();
+  if (Pool* p = n_threads > 1 ? pool() : nullptr) {
     std::unique_lock<std::mutex> mine(p->busy, std::try_to_lock);
     if (mine) {  // two callers at once: the second works alone rather than wait
       p->grow(n_threads - 1);

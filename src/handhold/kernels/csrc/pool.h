@@ -4,7 +4,8 @@
 
 namespace hh {
 
-using Body = void (*)(void* arg, int64_t chunk);
+// Bodies must not throw: there is nobody to catch in a worker, so `noexcept` ends the process. Allocate before `parallel`.
+using Body = void (*)(void* arg, int64_t chunk) noexcept;
 
 // Runs body(arg, 0..chunks-1) on up to n_threads threads, the caller among them. Chunks are handed out in ascending
 // order; how work is cut into chunks must not depend on n_threads, so that results do not either.
@@ -12,7 +13,7 @@ void run_chunks(int64_t chunks, int n_threads, Body body, void* arg);
 
 template <class F>
 void parallel(int64_t chunks, int n_threads, F&& f) {
-  run_chunks(chunks, n_threads, [](void* arg, int64_t c) { (*static_cast<F*>(arg))(c); }, &f);
+  run_chunks(chunks, n_threads, [](void* arg, int64_t c) noexcept { (*static_cast<F*>(arg))(c); }, &f);
 }
 
 // parallel over [0,n) in ranges of `grain`: f(begin, end)

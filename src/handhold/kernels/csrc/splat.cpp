@@ -37,21 +37,21 @@ struct State {
 
 // One freed state is kept: an optimiser renders the same sizes again, and fresh pages cost as much as the projection.
 constexpr int64_t kKeepBytes = int64_t(256) << 20;
-std::mutex keeping;
+std::mutex keeping;  // only ever tried: a child forked while another thread held it would wait for ever
 State* kept = nullptr;
 
 State* take_state() {
   {
-    std::lock_guard<std::mutex> lock(keeping);
-    if (State* s = kept) return kept = nullptr, s;
+    std::unique_lock<std::mutex> lock(keeping, std::try_to_lock);
+    if (State* s = lock ? kept : nullptr) return kept = nullptr, s;
   }
   return new State;
 }
 
 void give_state(State* s) {
   if (s && s->bytes() <= kKeepBytes) {
-    std::lock_guard<std::mutex> lock(keeping);
-    if (!kept) {
+    std::unique_lock<std::mutex> lock(keeping, std::try_to_lock);
+    if (lock && !kept) {
       kept = s;
       return;
     }

@@ -2,6 +2,7 @@
 // as a dozen array operations of torch's this cost more than a quarter of a render, and did not shrink with a second thread.
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include "isa.h"
@@ -16,8 +17,8 @@ constexpr float kLeastAlpha = 1e-10f;  // depth is divided by no less
 
 }  // namespace
 
-// 1 when no value of the `count` arrays of sizes[i] floats is NaN or infinite.
-HH_API int hh_all_finite(int count, const float* const* arrays, const int64_t* sizes, int threads) {
+// 1 when no value of the `count` arrays of sizes[i] floats is NaN or infinite; 0 when one is, or when there is no memory to tell.
+HH_API int hh_all_finite(int count, const float* const* arrays, const int64_t* sizes, int threads) try {
   std::vector<int64_t> first(count + 1, 0);  // first chunk of each array
   for (int i = 0; i < count; ++i) first[i + 1] = first[i] + (sizes[i] + kGrain - 1) / kGrain;
   std::vector<uint8_t> bad(first[count], 0);
@@ -36,6 +37,8 @@ HH_API int hh_all_finite(int count, const float* const* arrays, const int64_t* s
   for (uint8_t b : bad)
     if (b) return 0;
   return 1;
+} catch (const std::bad_alloc&) {
+  return 0;
 }
 
 // Of `cameras` images of n pixels, out (cameras,n,C) and alpha (cameras,n) as the rasteriser leaves them; backgrounds (cameras,3) or
@@ -54,9 +57,10 @@ HH_API void hh_splat_image(int64_t cameras, int64_t n, int C, const float* out, 
 }
 
 // Gradients v_out and v_alpha from those of the four images, each of which may be null; v_backgrounds (cameras,3) may be null.
-HH_API void hh_splat_image_backward(int64_t cameras, int64_t n, int C, const float* out, const float* alpha, const float* backgrounds,
+// Returns 1 when memory runs out.
+HH_API int hh_splat_image_backward(int64_t cameras, int64_t n, int C, const float* out, const float* alpha, const float* backgrounds,
                                     const float* v_color, const float* v_opacity, const float* v_depth, const float* v_rest, float* v_out,
-                                    float* v_alpha, float* v_backgrounds, int threads) {
+                                    float* v_alpha, float* v_backgrounds, int threads) try {
   const int64_t ranges = (n + kGrain - 1) / kGrain;
   std::vector<double> sums(v_backgrounds ? 3 * cameras * ranges : 0);
   parallel(cameras * ranges, threads, [&](int64_t c) {
@@ -79,11 +83,14 @@ HH_API void hh_splat_image_backward(int64_t cameras, int64_t n, int C, const flo
     if (v_backgrounds)
       for (int k = 0; k < 3; ++k) sums[3 * c + k] = sum[k];
   });
-  if (!v_backgrounds) return;
+  if (!v_backgrounds) return 0;
   for (int64_t camera = 0; camera < cameras; ++camera)
     for (int k = 0; k < 3; ++k) {
       double sum = 0;
       for (int64_t r = 0; r < ranges; ++r) sum += sums[3 * (camera * ranges + r) + k];
       v_backgrounds[3 * camera + k] = static_cast<float>(sum);
     }
+  return 0;
+} catch (const std::bad_alloc&) {
+  return 1;
 }

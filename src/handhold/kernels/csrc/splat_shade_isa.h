@@ -131,7 +131,9 @@ HH_INLINE void camera_point(const Project& c, const vf* mean, vf* t) {
 
 // R from a quaternion wxyz of any length; returns one over that length.
 HH_INLINE vf rotation(const vf* q, vf* R) {
-  const vf il = 1.f / sqrtv(q[0] * q[0] + q[1] * q[1] + q[2] * q[2] + q[3] * q[3]);
+  // the largest entry first, so that squares neither overflow nor vanish
+  const vf s = 1.f / maxv(maxv(maxv(q[0], -q[0]), maxv(q[1], -q[1])), maxv(maxv(q[2], -q[2]), maxv(q[3], -q[3])));
+  const vf a = q[0] * s, b = q[1] * s, c = q[2] * s, d = q[3] * s, il = s / sqrtv(a * a + b * b + c * c + d * d);
   const vf w = q[0] * il, x = q[1] * il, y = q[2] * il, z = q[3] * il;
   R[0] = 1.f - 2.f * (y * y + z * z), R[1] = 2.f * (x * y - w * z), R[2] = 2.f * (x * z + w * y);
   R[3] = 2.f * (x * y + w * z), R[4] = 1.f - 2.f * (x * x + z * z), R[5] = 2.f * (y * z - w * x);

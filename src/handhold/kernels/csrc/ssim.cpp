@@ -22,45 +22,49 @@ HH_API int hh_ssim(const float* x, const float* y, int C, int H, int W, double* 
   float *blurred[5], *half[5];
   for (int i = 0; i < 5; ++i) blurred[i] = &buffer[i * n], half[i] = &buffer[(5 + i) * n];
   std::vector<double> sums(bands);
+  // All scratch is made here: nothing may throw inside `parallel`.
+  const int64_t pitch = W + 10;
+  std::vector<float> row_store(bands * pitch);
   const auto rows = [&](int64_t band, int& y0, int& y1) { y0 = static_cast<int>(band) * kBand, y1 = y0 + kBand < H ? y0 + kBand : H; };
   double sum = 0;
   for (int c = 0; c < C; ++c) {
     const float *px = x + c * n, *py = y + c * n;
     float* vx = v_x + c * n;
     parallel(bands, threads, [&](int64_t band) {
-      std::vector<float> row(W + 10), product(static_cast<size_t>(kBand) * W);
+      float* row = &row_store[band * pitch];
       int y0, y1;
       rows(band, y0, y1);
       for (int m = 0; m < 5; ++m) {
         const float *a = m == 1 || m == 3 ? py : px, *b = m == 2 ? px : py;
         if (m > 1) {
           const int64_t first = static_cast<int64_t>(y0) * W;
+          float* product = blurred[0] + first;  // written only in the next pass
           for (int64_t i = 0; i < static_cast<int64_t>(y1 - y0) * W; ++i) product[i] = a[first + i] * b[first + i];
-          kernels().blur11(product.data(), W, H, 0, y1 - y0, taps, row.data(), half[m] + first, 1);
+          kernels().blur11(product, W, H, 0, y1 - y0, taps, row, half[m] + first, 1);
         } else {
-          kernels().blur11(a, W, H, y0, y1, taps, row.data(), half[m], 1);
+          kernels().blur11(a, W, H, y0, y1, taps, row, half[m], 1);
         }
       }
     });
     parallel(bands, threads, [&](int64_t band) {
-      std::vector<float> row(W + 10);
+      float* row = &row_store[band * pitch];
       int y0, y1;
       rows(band, y0, y1);
-      for (int m = 0; m < 5; ++m) kernels().blur11(half[m], W, H, y0, y1, taps, row.data(), blurred[m], 0);
+      for (int m = 0; m < 5; ++m) kernels().blur11(half[m], W, H, y0, y1, taps, row, blurred[m], 0);
     });
     parallel(bands, threads, [&](int64_t band) {
-      std::vector<float> row(W + 10);
+      float* row = &row_store[band * pitch];
       int y0, y1;
       rows(band, y0, y1);
       // a band reads and overwrites only its own rows
       kernels().ssim_map(blurred, static_cast<int64_t>(y0) * W, static_cast<int64_t>(y1) * W, scale, half[0], half[1], half[2], &sums[band]);
-      for (int m = 0; m < 3; ++m) kernels().blur11(half[m], W, H, y0, y1, taps, row.data(), blurred[m], 1);
+      for (int m = 0; m < 3; ++m) kernels().blur11(half[m], W, H, y0, y1, taps, row, blurred[m], 1);
     });
     parallel(bands, threads, [&](int64_t band) {
-      std::vector<float> row(W + 10);
+      float* row = &row_store[band * pitch];
       int y0, y1;
       rows(band, y0, y1);
-      for (int m = 0; m < 3; ++m) kernels().blur11(blurred[m], W, H, y0, y1, taps, row.data(), half[m], 0);
+      for (int m = 0; m < 3; ++m) kernels().blur11(blurred[m], W, H, y0, y1, taps, row, half[m], 0);
       for (int64_t i = static_cast<int64_t>(y0) * W; i < static_cast<int64_t>(y1) * W; ++i) vx[i] = half[0][i] + 2 * px[i] * half[1][i] + py[i] * half[2][i];
     });
     for (double s : sums) sum += s;
