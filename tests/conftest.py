@@ -10,8 +10,8 @@ import pytest
 
 from clips import moving_square, write_video
 
-# The tests say themselves which engine they mean. Removed here and not in a fixture: the compiled library is loaded, and
-# its instruction set chosen, while tests are collected.
+# Tests say which engine they mean. Removed here as well as in the fixture: the compiled library is loaded, and its
+# instruction set chosen, while tests are collected.
 for name in ("HANDHOLD_BACKEND", "HANDHOLD_ISA"):
     os.environ.pop(name, None)
 

@@ -126,7 +126,9 @@ def _pairs_key(t: Tensor, options: _Options) -> tuple:
 def _remembered_capacity(t: Tensor, options: _Options) -> int:
     most = _most_pairs.get(_pairs_key(t, options))
     if most is None:
-        raise ValueError("to capture splatting in a CUDA graph, run it once before, outside of the capture, on an image of this size")
+        raise ValueError(
+            "to capture splatting in a CUDA graph, run it once before, uncaptured, for an image of this size"
+        )
     return min(most + most // 2 + 1024, MAX_SLOTS)
 
 
