@@ -114,7 +114,7 @@ def triton_steps(n: int, width: int, height: int, **options) -> dict[str, Step]:
 
 
 def public_steps(n: int, width: int, height: int) -> dict[str, Step]:
-    """The same through `handhold.render.splat`, the call for gsplat's `rasterization`: arguments checked, mean depth."""
+    """The same through `handhold.render.splat`, the call for gsplat's `rasterization`; the mean depth."""
     from handhold.render import splat
 
     leaves, v = bumpy_sphere(n, width, height)
