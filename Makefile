@@ -10,7 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-requirements = $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*(r.replace(' ', '') for r in p$(1)))"
+requirements = $(BIN)/python -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; print(*p$(1), sep='\n')"
 SOURCES := $(shell find src -type f -not -path '*/__pycache__/*' -not -name '*.so' -not -name '*.dylib') \
   pyproject.toml CMakeLists.txt README.md
 
@@ -52,11 +52,13 @@ $(VENV)/.deps: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo 'installing dependencies into $(VENV) (once, some minutes)'
 	$(PIP) install -c constraints.txt scikit-build-core cmake ninja
-	$(PIP) install -c constraints.txt $$($(call requirements,['dependencies']))
+	$(call requirements,['dependencies']) > $(VENV)/requirements.txt
+	$(PIP) install -c constraints.txt -r $(VENV)/requirements.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.deps
-	$(PIP) install -c constraints.txt $$($(call requirements,['optional-dependencies']['dev']))
+	$(call requirements,['optional-dependencies']['dev']) > $(VENV)/requirements-dev.txt
+	$(PIP) install -c constraints.txt -r $(VENV)/requirements-dev.txt
 	@touch $@
 
 # The package itself: offline, and quick because the compiled kernels are kept in $(VENV)/build.

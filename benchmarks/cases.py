@@ -64,17 +64,16 @@ def splat_case(quick: bool, n: int = 20_000, px: int = 256, bars: bool = True, t
     for name, render in tuned.items():
         too_big = len(raster.ids) * scenes.TILE**2 > DENSE_PAIRS
         asked = 25 if bars and render is dense_torch.render else None
-        found[name] = "not run (memory)" if too_big else Peer(partial(splat_step, s, render), asked)
+        found[name] = Peer("not run (memory)" if too_big else partial(splat_step, s, render), asked)
     module = peers.load("gsplat_torch")
     name = f"{peers.title('gsplat_torch')}: its torch maths, CPU glue"
-    found[name] = (
-        module if isinstance(module, str) else Peer(partial(splat_step, s, module.render), 15 if bars else None)
-    )
+    step = module if isinstance(module, str) else partial(splat_step, s, module.render)
+    found[name] = Peer(step, 15 if bars else None)
     for key in ("taichi_raster", "warp_raster"):
         module = peers.load(key)
         name = f"{peers.title(key)}: raster stage alone"
         if isinstance(module, str):
-            found[name] = module
+            found[name] = Peer(module, 4 if bars else None)
         else:
             step, check = partial(_raster_step, raster, module.step), partial(raster_check, s, module.step)
             found[name] = Peer(step, 4 if bars else None, check)
@@ -174,7 +173,8 @@ def hold_case(quick: bool) -> Case:
     mlp = Peer(lambda: {"loss": iteration()}, 100, comparable=False)
     return Case(
         f"SDF iteration, whole ({n} rays x 16) against HOLD's 8x256 + 4x256 networks ({rays_mlp} rays x {samples})",
-        partial(volume_step, grid, batch, 16, True), {"HOLD's networks in torch": mlp}, rounds=1 if quick else 3,
+        partial(volume_step, grid, batch, 16, True), {"HOLD's networks in torch": mlp},
+        rounds=1 if quick else 2, slow_ms=60e3,
         note="two models of one task: nothing to compare but the time of an iteration",
     )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
     PYTHONPATH=src python benchmarks/gpu.py [--gsplat gsplat-1.5.3-py3-none-any.whl ...] [--quick]
 
-One command, within 8 minutes and without the internet: gsplat is unpacked from the wheels named (it and whatever of
+One command, within 8 minutes and without the internet: gsplat is installed from the wheels named (it and whatever of
 ninja, jaxtyping and rich is missing) and built by nvcc while the other checks run. Times are medians of CUDA events, in
 ms; all steps of one row are interleaved. Writes benchmarks/results/gpu.json.
 """
@@ -10,9 +10,11 @@ ms; all steps of one row are interleaved. Writes benchmarks/results/gpu.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -21,12 +23,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import measure
 import torch
 from torch import Tensor
 
 from handhold.kernels import _triton
 
-BUILD_SECONDS = 240
+BUILD_SECONDS, CASES_SECONDS = 240, 180
+SMALL_CASES = Path(__file__).parents[1] / "tests" / "kernels" / "triton_cases.py"
+LEAST, GOAL = 0.67, 1.0  # gsplat's time over ours, forward and backward
 Step = Callable[[], object]
 
 
@@ -108,8 +113,25 @@ def triton_steps(n: int, width: int, height: int, **options) -> dict[str, Step]:
     return {"forward": forward, "both": both}
 
 
-def gsplat_steps(n: int, width: int, height: int) -> dict[str, Step]:
-    """The same through gsplat: colour and depth, gradients to all but K, which it has none for."""
+def public_steps(n: int, width: int, height: int) -> dict[str, Step]:
+    """The same through `handhold.render.splat`, the call for gsplat's `rasterization`; the mean depth."""
+    from handhold.render import splat
+
+    leaves, v = bumpy_sphere(n, width, height)
+
+    def render(means, quats, scales, opacities, colors, view, K):
+        r = splat(means, quats, scales, opacities, colors, view[None], K[None], width, height, 3)
+        return torch.cat([r.color, r.depth], -1)[0], r.alpha[0, ..., 0]
+
+    plain = [t.detach() for t in leaves]
+    return {
+        "forward": lambda: render(*plain),
+        "both": lambda: torch.autograd.grad(render(*leaves), leaves, v),
+    }
+
+
+def gsplat_steps(n: int, width: int, height: int, depth: str = "D") -> dict[str, Step]:
+    """The same through gsplat: colour and depth (D summed, ED mean), gradients to all but K, which it has none for."""
     from gsplat import rasterization
 
     leaves, v = bumpy_sphere(n, width, height)
@@ -119,7 +141,7 @@ def gsplat_steps(n: int, width: int, height: int) -> dict[str, Step]:
     def render(means, quats, scales, opacities, colors, view):
         out, alpha, _ = rasterization(
             means, quats, scales, opacities, colors, view[None], K, width, height,
-            sh_degree=3, packed=False, render_mode="RGB+D", near_plane=0.01,
+            sh_degree=3, packed=False, render_mode=f"RGB+{depth}", near_plane=0.01,
         )  # fmt: skip
         return out[0], alpha[0, ..., 0]
 
@@ -174,19 +196,50 @@ def splat_row(n: int, width: int, height: int, repeats: int, peer: bool, kind: s
     eager = triton_steps(n, width, height, kind=kind)
     fixed = triton_steps(n, width, height, kind=kind, capacity=int(1.25 * pairs) + 1024)
     theirs = gsplat_steps(n, width, height) if peer else {}
+    theirs_mean = gsplat_steps(n, width, height, "ED") if peer else {}
+    public = public_steps(n, width, height) if kind == "3d" else {}
     row: dict = {"gaussians": n, "width": width, "height": height, "pairs": pairs}
     for what in ("forward", "both"):
         steps = {"eager": eager[what], "graphed": graphed(fixed[what])}
-        steps |= {"gsplat": theirs[what]} if peer else {}
+        steps |= {"public": public[what]} if public else {}
+        steps |= {"gsplat": theirs[what], "gsplat_mean": theirs_mean[what]} if peer else {}
         ms = interleaved(steps, repeats)
         if peer:
-            ms["eager_speedup"] = round(ms["gsplat"] / ms["eager"], 2)
-            ms["graphed_speedup"] = round(ms["gsplat"] / ms["graphed"], 2)
+            against = {"eager": "gsplat", "graphed": "gsplat"} | ({"public": "gsplat_mean"} if public else {})
+            ms |= {f"{name}_speedup": round(ms[other] / ms[name], 2) for name, other in against.items()}
         row[what] = ms
     row["peak_mb"] = peak_mb(eager["both"])
     if peer:
         row["peak_mb_gsplat"] = peak_mb(theirs["both"])
     return row
+
+
+def small_cases() -> dict:
+    """Every kernel on the tests' small scenes (2D, bodies, features, march, render, Adam, ...) against float64.
+
+    In a process of its own: a kernel that reads out of bounds ends that one alone.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, str(SMALL_CASES)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=CASES_SECONDS)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-500:])
+    found, wrong = json.loads(done.stdout), {}
+    for name, figures in found.items():
+        limits = {k: 1e-3 if k.startswith("d ") else 1e-4 for k in figures if k.startswith(("d ", "image", "alpha"))}
+        over = {k: figures[k] for k, most in limits.items() if not figures[k] <= most}
+        wrong |= {name: over} if over else {}
+    return {"cases": len(found), "wrong": wrong, "figures": found}
+
+
+def bars(result: dict) -> list[dict]:
+    """The demands on forward and backward: at least 0.67 times gsplat's speed, 1 as the goal. None: not measured."""
+    found = []
+    for name, ms in ((k, row.get("both", {})) for k, row in result.items() if k.startswith("splat ") and "2D" not in k):
+        for how in ("eager", "graphed", "public"):
+            for what, least in (("now", LEAST), ("goal", GOAL)):
+                found.append(measure.bar(f"{name}, {how}, {what}", ms.get(f"{how}_speedup"), least=least))
+    return found
 
 
 def launches(n: int, px: int, repeats: int) -> list[dict]:
@@ -309,8 +362,10 @@ def ssim_case(repeats: int) -> dict:
 
 def start_gsplat(wheels: list[Path], folder: Path) -> subprocess.Popen:
     """Unpacks the wheels and begins to build gsplat's extension, in the background."""
-    for wheel in wheels:
-        subprocess.run([sys.executable, "-m", "zipfile", "-e", str(wheel), str(folder)], check=True)
+    # pip and not zipfile: ninja's program must be executable, and be found by torch on PATH.
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder)]
+    subprocess.run([*install, *map(str, wheels)], check=True)
+    os.environ["PATH"] = os.pathsep.join([str(folder / "bin"), os.environ.get("PATH", os.defpath)])
     major, minor = torch.cuda.get_device_capability()
     os.environ["TORCH_CUDA_ARCH_LIST"] = f"{major}.{minor}"
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder / "build")
@@ -320,14 +375,26 @@ def start_gsplat(wheels: list[Path], folder: Path) -> subprocess.Popen:
     sys.path.insert(0, str(folder))
     code = "import gsplat.cuda._backend as b; assert b._C is not None, 'nvcc was not found'"
     log = (folder / "build.log").open("w")
-    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=log, stderr=subprocess.STDOUT)
+    command = [sys.executable, "-c", code]
+    return subprocess.Popen(
+        command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )  # its nvcc processes are stopped with it
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """Ends a process and all that it started, if it still runs; it must have been started with start_new_session."""
+    if process.poll() is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def finish_gsplat(build: subprocess.Popen, folder: Path, began: float) -> dict:
     try:
         code = build.wait(timeout=max(1, BUILD_SECONDS - (time.monotonic() - began)))
     except subprocess.TimeoutExpired:
-        build.kill()
+        kill_group(build)
         return {"built": False, "why": f"not built within {BUILD_SECONDS} s"}
     seconds = round(time.monotonic() - began)
     if code:
@@ -336,14 +403,6 @@ def finish_gsplat(build: subprocess.Popen, folder: Path, began: float) -> dict:
 
 
 # ---------------------------------------------------------------- all
-
-
-def write(result: dict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(fd, "w") as f:
-        f.write(json.dumps(result, indent=1) + "\n")
-    os.replace(tmp, path)
 
 
 def main() -> None:
@@ -359,9 +418,11 @@ def main() -> None:
     import triton
 
     repeats = 10 if args.quick else 40
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder, began = Path(name), time.monotonic()
         build = start_gsplat(args.gsplat, folder) if args.gsplat else None
+        if build:
+            stack.callback(kill_group, build)
         result: dict = {
             "device": torch.cuda.get_device_name(),
             "torch": torch.__version__,
@@ -377,8 +438,9 @@ def main() -> None:
             except Exception as e:
                 result[key] = {"failed": f"{type(e).__name__}: {e}"[:600]}
             print(f"{key} ({time.monotonic() - start:.0f} s): {json.dumps(result[key])[:600]}", flush=True)
-            write(result, args.out)
+            measure.write(args.out, result)
 
+        keep("small_cases", small_cases)
         sizes = ((2000, 96, "3d"), (2000, 96, "2d"), (20000, 256, "3d"))
         keep("accuracy", lambda: {f"{n}@{px} {kind}": accuracy(n, px, kind) for n, px, kind in sizes})
         peer = False
@@ -393,7 +455,7 @@ def main() -> None:
 
         def frames() -> dict:
             row = splat_row(30_000, 640, 480, repeats, peer)
-            names = [k for k in ("eager", "graphed", "gsplat") if k in row["forward"]]
+            names = [k for k in ("eager", "graphed", "public", "gsplat") if k in row["forward"]]
             return row | {"images_per_second": {k: round(1e3 / row["forward"][k]) for k in names}}
 
         keep("splat 30000@640x480", frames)
@@ -402,8 +464,9 @@ def main() -> None:
         keep("grid", lambda: grid_case(repeats))
         keep("launches 50000@512", lambda: launches(50_000, 512, max(5, repeats // 4)))
         keep("kernels 50000@512", lambda: profile(triton_steps(50_000, 512, 512)["both"]))
+        result["bars"] = bars(result)
         result["seconds"] = round(time.monotonic() - began)
-        write(result, args.out)
+        measure.write(args.out, result)
     print(f"{args.out}: {result['seconds']} s")
 
 

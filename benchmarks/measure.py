@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import platform
 import shutil
@@ -30,7 +31,7 @@ FLIPS = 1e-4  # share of values that may differ more: float32 on the two sides o
 class Peer:
     """What `ours` is measured against: a step, and the ratio that is asked for."""
 
-    step: Step
+    step: Step | str  # a str says why the peer is absent
     at_least: float | None = None  # CPU time of the peer over ours
     check: Step | None = None  # makes what is compared, where the timed step does not; default: the step
     comparable: bool = True  # False: the peer does the same task by another model
@@ -38,7 +39,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the results. A peer that is a str is absent, and the str says why."""
+    """One line of the results. A peer that is a str is absent, as one with such a step, but without a demand."""
 
     title: str
     ours: Step
@@ -46,6 +47,7 @@ class Case:
     at_most_ms: float | None = None
     note: str = ""
     rounds: int | None = None
+    slow_ms: float = 10e3  # peers that take longer a call are not timed
 
 
 def figure(values: list[float], unit: str) -> dict:
@@ -54,11 +56,11 @@ def figure(values: list[float], unit: str) -> dict:
     return {"unit": unit, "median": _round(q[1]), "q1": _round(q[0]), "q3": _round(q[2]), "n": len(values)}
 
 
-def bar(what: str, value: float, least: float | None = None, most: float | None = None) -> dict:
-    """One demand and whether it is met."""
-    passed = (least is None or value >= least) and (most is None or value <= most)
+def bar(what: str, value: float | None, least: float | None = None, most: float | None = None) -> dict:
+    """One demand and whether it is met; None was not measured and does not meet it."""
+    passed = value is not None and (least is None or value >= least) and (most is None or value <= most)
     sense = f">= {least:g}" if least is not None else f"<= {most:g}"
-    return {"what": what, "value": _round(value), "bar": sense, "passed": bool(passed)}
+    return {"what": what, "value": None if value is None else _round(value), "bar": sense, "passed": bool(passed)}
 
 
 def _round(x: float) -> float:
@@ -98,16 +100,17 @@ def differences(ours: Outputs, peer: Outputs) -> tuple[dict[str, float], bool]:
     return {name: _round(e) for name, e in errors.items()}, bool(same)
 
 
-def run_case(case: Case, rounds: int, budget_s: float, slow_ms: float = 10e3) -> dict:
+def run_case(case: Case, rounds: int, budget_s: float) -> dict:
     """Checks every peer against ours, then times all of them in turn, round after round, until rounds or budget end.
 
     In a round a quick step is called several times and gives its median; the ratio is that of one round, so that the
-    load of the machine meets both sides. Peers over slow_ms a call keep the single time of their check.
+    load of the machine meets both sides. A peer that is not timed leaves its bar unmet.
     """
     reference, steps, rows = case.ours(), {}, {}
     for name, peer in case.peers.items():
-        if isinstance(peer, str):
-            rows[name] = {"absent": peer}
+        absent = peer if isinstance(peer, str) else peer.step
+        if isinstance(absent, str):
+            rows[name] = {"absent": absent}
             continue
         rows[name] = {}
         outputs: list[Outputs] = []
@@ -121,7 +124,7 @@ def run_case(case: Case, rounds: int, budget_s: float, slow_ms: float = 10e3) ->
             if not same:
                 rows[name]["absent"] = "not timed: its results differ from ours"
                 continue
-        if took > slow_ms:
+        if took > case.slow_ms:
             rows[name]["absent"] = f"{took / 1e3:.0f} s a call"
             continue
         steps[name] = peer.step
@@ -146,13 +149,25 @@ def run_case(case: Case, rounds: int, budget_s: float, slow_ms: float = 10e3) ->
     if case.at_most_ms is not None:
         result["bars"].append(bar(f"{case.title}: CPU-ms", result["ours"]["median"], most=case.at_most_ms))
         result["asked"] = result["bars"][-1]["bar"]
-    for name in steps:
-        ratio = figure([p / o for o, p in zip(times["ours"], times[name], strict=True)], "x")
-        rows[name] |= {"time": figure(times[name], "CPU-ms"), "ratio": ratio}
-        if case.peers[name].at_least is not None:
-            result["bars"].append(bar(f"{case.title}: {name}", ratio["median"], least=case.peers[name].at_least))
+    for name, peer in case.peers.items():
+        if name in steps:
+            ratio = figure([p / o for o, p in zip(times["ours"], times[name], strict=True)], "x")
+            rows[name] |= {"time": figure(times[name], "CPU-ms"), "ratio": ratio}
+        if isinstance(peer, Peer) and peer.at_least is not None:
+            measured = rows[name]["ratio"]["median"] if name in steps else None
+            result["bars"].append(bar(f"{case.title}: {name}", measured, least=peer.at_least))
             rows[name]["asked"] = result["bars"][-1]["bar"]
     return result
+
+
+def write(path: Path, results: dict) -> None:
+    """JSON, all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, tmp = tempfile.mkstemp(dir=path.parent)
+    with os.fdopen(fd, "w") as f:
+        f.write(json.dumps(results, indent=1) + "\n")
+    os.chmod(tmp, 0o644)  # mkstemp keeps others from reading
+    os.replace(tmp, path)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ import importlib.metadata
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -200,17 +199,10 @@ def main() -> int:
     parts = (*results["cases"].values(), *results["sections"].values())
     results["bars"] = [b for part in parts for b in part["bars"]]
     for b in results["bars"] if not args.quick else []:
-        print(f"{'met   ' if b['passed'] else 'MISSED'} {b['what']}: {b['value']:g} ({b['bar']})")
-    write(args.out, results)
+        value = "not measured" if b["value"] is None else f"{b['value']:g}"
+        print(f"{'met   ' if b['passed'] else 'MISSED'} {b['what']}: {value} ({b['bar']})")
+    measure.write(args.out, results)
     return 0
-
-
-def write(path: Path, results: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(fd, "w") as f:
-        f.write(json.dumps(results, indent=1) + "\n")
-    os.replace(tmp, path)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def speed_table(results: dict) -> str:
         start = f"| {case['title']} | {_number(case['ours']['median'])}{asked} "
         for name, peer in case["peers"].items():
             if "ratio" not in peer:
-                lines.append(f"{start}| {name} | {peer['absent']} | | |")
+                lines.append(f"{start}| {name} | {peer['absent']} | | {peer.get('asked', '')} |")
             else:
                 ratio = peer["ratio"]
                 spread = f"{_number(ratio['median'])} ({_number(ratio['q1'])}–{_number(ratio['q3'])})"
@@ -122,7 +122,8 @@ def bars_table(results: dict) -> str:
     """Every demand with what was measured."""
     lines = ["| demand | measured | asked | met |", "|---|---|---|---|"]
     for b in results.get("bars", []):
-        lines.append(f"| {b['what']} | {_number(b['value'])} | {b['bar']} | {'yes' if b['passed'] else '**no**'} |")
+        value = "not measured" if b["value"] is None else _number(b["value"])
+        lines.append(f"| {b['what']} | {value} | {b['bar']} | {'yes' if b['passed'] else '**no**'} |")
     return _signed(lines, results, [])
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from clips import moving_square, write_video
+
+# Tests say which engine they mean. Removed here as well as in the fixture: the compiled library is loaded, and its
+# instruction set chosen, while tests are collected.
+for name in ("HANDHOLD_BACKEND", "HANDHOLD_ISA"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True)
+def any_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test inherits a choice of engine that another one left behind."""
+    for name in ("HANDHOLD_BACKEND", "HANDHOLD_ISA"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

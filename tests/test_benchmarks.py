@@ -50,6 +50,21 @@ def test_a_peer_that_fails_is_reported():
     assert "ZeroDivisionError" in run_against(lambda: {"image": 1 / 0})["absent"]
 
 
+def test_a_demand_whose_peer_was_not_timed_stays_and_is_not_met():
+    image = {"image": torch.zeros(4)}
+    wanted = {"slow": measure.Peer(lambda: image, 4), "none": measure.Peer("not installed", 4)}
+    result = measure.run_case(measure.Case("a case", lambda: image, wanted, slow_ms=-1), rounds=1, budget_s=0.1)
+    assert [(b["value"], b["bar"], b["passed"]) for b in result["bars"]] == [(None, ">= 4", False)] * 2
+    signed = {"machine": {"cpu": "", "cores": 1, "isa": ""}, "quick": False, "date": ""}
+    rows = tables.bars_table(result | signed).splitlines()[2:4]
+    assert all(row.endswith("| not measured | >= 4 | **no** |") for row in rows)
+
+
+def test_results_may_be_read_by_all(tmp_path):
+    measure.write(tmp_path / "folder" / "results.json", {"a": 1})
+    assert (tmp_path / "folder" / "results.json").stat().st_mode & 0o777 == 0o644
+
+
 def test_gradients_are_compared_by_relative_norm():
     a, b = {"grad x": torch.tensor([1e3, 0.0])}, {"grad x": torch.tensor([1e3, 0.5])}
     errors, same = measure.differences(a, b)

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ import pytest
 import handhold
 from handhold.kernels import _triton
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for all cases of the interpreter
 HERE = Path(__file__).parent
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="Triton is not installed (pip install 'handhold[gpu]', Linux)")
@@ -30,12 +32,18 @@ SPLATS = (
 OTHERS = ("camera_sum", "ssim", "grid_sample", "grid_march", "grid_render", "grid_adam")
 
 
-def run(script: str, *arguments: str, **variables: str) -> dict:
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """A Python process of its own that finds this handhold, and compiles anew into a folder that goes away."""
     paths = [str(Path(handhold.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment |= {"PYTHONPATH": os.pathsep.join(p for p in paths if p), **variables}
-    command = [sys.executable, str(HERE / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    with tempfile.TemporaryDirectory() as cache:
+        environment |= {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "TRITON_CACHE_DIR": cache, **variables}
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=500)
+
+
+def run(script: str, *arguments: str, **variables: str) -> dict:
+    done = python(str(HERE / script), *arguments, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -116,8 +124,7 @@ def test_unavailable_says_why():
 
 def test_nothing_imports_triton_before_it_is_used():
     code = "import sys; from handhold.kernels import grid, splat, ssim; print('triton' in sys.modules)"
-    environment = os.environ | {"PYTHONPATH": str(Path(handhold.__file__).parents[1])}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    done = python("-c", code)
     assert done.stdout.strip() == "False", done.stderr
 
 
@@ -125,6 +132,5 @@ def test_the_gpu_benchmark_says_when_there_is_none():
     script = HERE.parents[1] / "benchmarks" / "gpu.py"
     if _triton.available():
         pytest.skip("there is a GPU")
-    environment = os.environ | {"PYTHONPATH": str(Path(handhold.__file__).parents[1])}
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment)
+    done = python(str(script))
     assert done.returncode == 1 and done.stderr.startswith("Nothing to measure: ") and "Traceback" not in done.stderr

@@ -1,20 +1,19 @@
-"""The Triton kernels in Triton's interpreter against their float64 twins: prints one JSON object, case -> figures.
+"""The Triton kernels against their float64 twins on small cases: prints one JSON object, case -> figures.
 
-Run by test_triton.py in a process of its own, because TRITON_INTERPRET is read when Triton is first imported.
+With TRITON_INTERPRET=1 in Triton's interpreter, else on the GPU. Run by test_triton.py and benchmarks/gpu.py in a
+process of its own, because the variable is read when Triton is first imported.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 
-os.environ["TRITON_INTERPRET"] = "1"
+import torch
 
-import torch  # noqa: E402
-
-from handhold.kernels import (  # noqa: E402
+from handhold.kernels import (
+    _triton,
     grid_torch,
     grid_triton,
     splat_torch,
@@ -25,6 +24,7 @@ from handhold.kernels import (  # noqa: E402
 )
 
 torch.set_num_threads(1)
+DEVICE = "cpu" if _triton.interpreted() else "cuda"
 NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmat", "K", "features")
 
 
@@ -51,14 +51,15 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 def splat(inputs, width=13, height=11, sh_degree=None, ids=None, n_ids=0, kind="3d", **options) -> dict:
     """Errors of the image (largest difference) and of each gradient (relative), and how many medians differ."""
     options.setdefault("launch", splat_triton.Launch(unroll=2))  # the interpreter pays for every Gaussian it pads with
-    exact = [None if t is None else t.clone().requires_grad_() for t in inputs]
-    single = [None if t is None else t.float().requires_grad_() for t in inputs]
+    exact = [None if t is None else t.clone().to(DEVICE).requires_grad_() for t in inputs]
+    single = [None if t is None else t.detach().float().requires_grad_() for t in exact]
+    ids = None if ids is None else ids.to(DEVICE)
     size = (width, height, sh_degree, ids, n_ids)
     out, alpha, median = splat_torch.rasterize(*exact[:7], *size, features=exact[7], kind=kind)
     out32, alpha32, median32 = splat_triton.rasterize(*single[:7], *size, features=single[7], kind=kind, **options)
     g = torch.Generator().manual_seed(1)
-    v_out = torch.randn(out.shape, generator=g, dtype=torch.float64)
-    v_alpha = torch.randn(alpha.shape, generator=g, dtype=torch.float64)
+    v_out = torch.randn(out.shape, generator=g, dtype=torch.float64).to(DEVICE)
+    v_alpha = torch.randn(alpha.shape, generator=g, dtype=torch.float64).to(DEVICE)
     if out.requires_grad:
         torch.autograd.backward([out, alpha], [v_out, v_alpha])
     torch.autograd.backward([out32, alpha32], [v_out.float(), v_alpha.float()])
@@ -157,7 +158,8 @@ def case_over_many_tiles():
 
 def case_camera_sum():
     """The second stage of the camera's gradient, over more blocks than it takes at once."""
-    partial, out = torch.randn(75, 32, generator=torch.Generator().manual_seed(0)), torch.empty(32)
+    partial = torch.randn(75, 32, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    out = torch.empty(32, device=DEVICE)
     splat_triton_pose.camera_sum[(1,)](partial, out, len(partial), ROWS=32)
     return {"d camera": relative(partial.double().sum(0), out)}
 
@@ -187,21 +189,21 @@ def case_other_tiles():
 
 def case_capacity():
     """Room for more than enough changes nothing; too little gives NaN and no access out of bounds."""
-    inputs = [t.float() for t in scene(12, None)[:7]]
+    inputs = [t.to(DEVICE, torch.float32) for t in scene(12, None)[:7]]
     need = splat_triton.intersections(*inputs[:4], *inputs[5:], 13, 11)
     exact = splat_triton.rasterize(*inputs, 13, 11)
     roomy = splat_triton.rasterize(*inputs, 13, 11, capacity=need + 37)
     leaf = inputs[0].clone().requires_grad_()
     short = splat_triton.rasterize(leaf, *inputs[1:], 13, 11, capacity=need // 2)
     short[1].nansum().backward()
-    was, splat_triton._capturing = splat_triton._capturing, lambda t: True
+    was, splat_triton.capturing = splat_triton.capturing, lambda t: True
     captured = splat_triton.rasterize(*inputs, 13, 11)
     try:
         splat_triton.rasterize(*inputs, 12, 11)
         refused = ""
     except ValueError as e:
         refused = str(e)
-    splat_triton._capturing = was
+    splat_triton.capturing = was
     return {
         "same": all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(exact, roomy, captured, strict=True)),
         "refused": refused,
@@ -217,7 +219,7 @@ def case_hostile_numbers():
     wrong += [(2, v) for v in (nan, inf, 1e38)] + [(3, nan), (3, -inf)]
     figures = {}
     for kind in ("3d", "2d"):
-        good = [t.float() for t in scene(6, None)[:7]]
+        good = [t.to(DEVICE, torch.float32) for t in scene(6, None)[:7]]
         inputs = [torch.cat([t, t[:1].expand(len(wrong), *t.shape[1:])]) for t in good[:5]] + good[5:]
         for i, (which, value) in enumerate(wrong):
             inputs[which].view(len(inputs[which]), -1)[6 + i, :: 1 if value == 0 else 5] = value
@@ -230,12 +232,12 @@ def case_hostile_numbers():
 
 
 def case_refusals():
-    inputs = [t.float() for t in scene(4, None)[:7]]
+    inputs = [t.to(DEVICE, torch.float32) for t in scene(4, None)[:7]]
     found = {}
     for name, call in {
         "float64": lambda: splat_triton.rasterize(inputs[0].double(), *inputs[1:], 9, 7),
         "capacity": lambda: splat_triton.rasterize(*inputs, 9, 7, capacity=0),
-        "features": lambda: splat_triton.rasterize(*inputs, 9, 7, features=torch.zeros(4, 33)),
+        "features": lambda: splat_triton.rasterize(*inputs, 9, 7, features=torch.zeros(4, 33, device=DEVICE)),
     }.items():
         try:
             call()
@@ -249,7 +251,7 @@ def case_ssim():
     found = {}
     for shape in ((3, 13, 18), (1, 1, 1), (2, 5, 7)):
         g = torch.Generator().manual_seed(0)
-        exact = [torch.rand(shape, generator=g, dtype=torch.float64).requires_grad_() for _ in range(2)]
+        exact = [torch.rand(shape, generator=g, dtype=torch.float64).to(DEVICE).requires_grad_() for _ in range(2)]
         single = [t.detach().float().requires_grad_() for t in exact]
         value, value32 = ssim.twin(*exact), ssim_triton.ssim_mean(*single)
         (3 * value).backward(), (3 * value32).backward()
@@ -266,16 +268,19 @@ def sphere(R: int = 8):
     points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1)
     data = torch.rand(R, R, R, 4, generator=g, dtype=torch.float64) - 0.5
     data[..., 0] = (points - axis.mean()).norm(dim=-1) - 0.06 + 0.01 * data[..., 0]
-    return data, lo, h, lo + axis.mean(), g
+    return data.to(DEVICE), lo.to(DEVICE), h, (lo + axis.mean()).to(DEVICE), g
+
+
+def uniform(g: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=g, dtype=torch.float64).to(DEVICE)
 
 
 def case_grid_sample():
     data, lo, h, _, g = sphere()
-    rand = lambda *s: torch.rand(*s, generator=g, dtype=torch.float64)  # noqa: E731
-    x = (rand(40, 3) * 1.4 - 0.2) * h * 7 + lo  # some outside
+    x = (uniform(g, 40, 3) * 1.4 - 0.2) * h * 7 + lo  # some outside
     f, p = data.clone().requires_grad_(), x.clone().requires_grad_()
     val, grad = grid_torch.sample(f, lo, h, p)
-    v_val, v_grad = rand(40, 4) - 0.5, rand(40, 3) - 0.5
+    v_val, v_grad = uniform(g, 40, 4) - 0.5, uniform(g, 40, 3) - 0.5
     torch.autograd.backward([val, grad], [v_val, v_grad])
     single = data.float(), lo.float(), h, x.float()
     val32, grad32 = grid_triton.sample(*single)
@@ -293,10 +298,9 @@ def case_grid_sample():
 
 
 def rays(centre, g, n: int = 14):
-    rand = lambda *s: torch.rand(*s, generator=g, dtype=torch.float64)  # noqa: E731
     unit = torch.nn.functional.normalize
-    o = centre + unit(rand(n, 3) - 0.5, dim=-1) * 0.4
-    return o, unit(centre - o + (rand(n, 3) - 0.5) * 0.3, dim=-1)
+    o = centre + unit(uniform(g, n, 3) - 0.5, dim=-1) * 0.4
+    return o, unit(centre - o + (uniform(g, n, 3) - 0.5) * 0.3, dim=-1)
 
 
 def case_grid_march():
@@ -319,12 +323,13 @@ def case_grid_render():
     t0, t1, _ = grid_torch.march(data, lo, h, o, d, 0.01, 0.02)
     figures = {}
     for S in (2, 7):
-        t = t0[:, None] + (t1 - t0)[:, None] * torch.linspace(0, 1, S, dtype=torch.float64)
-        leaves = [a.clone().requires_grad_() for a in (data, o, d, torch.tensor(0.01, dtype=torch.float64))]
+        t = t0[:, None] + (t1 - t0)[:, None] * torch.linspace(0, 1, S, dtype=torch.float64, device=DEVICE)
+        beta = torch.tensor(0.01, dtype=torch.float64, device=DEVICE)
+        leaves = [a.clone().requires_grad_() for a in (data, o, d, beta)]
         exact = grid_torch.render(leaves[0], lo, h, leaves[1], leaves[2], t, leaves[3])
-        v = [torch.randn(a.shape, generator=g, dtype=torch.float64) for a in exact]
+        v = [torch.randn(a.shape, generator=g, dtype=torch.float64).to(DEVICE) for a in exact]
         torch.autograd.backward(exact, v)
-        single = (data.float(), lo.float(), h, o.float(), d.float(), t.float(), torch.tensor(0.01))
+        single = (data.float(), lo.float(), h, o.float(), d.float(), t.float(), beta.float())
         *found, val = grid_triton.render(*single)
         v_data = torch.zeros_like(single[0])
         v_rest = grid_triton.render_backward(*single, val, *(a.float() for a in v), v_data, True)
@@ -337,9 +342,10 @@ def case_grid_render():
 
 def case_grid_adam():
     g = torch.Generator().manual_seed(0)
-    exact = [torch.randn(90, 4, generator=g, dtype=torch.float64) for _ in range(3)] + [torch.zeros(90, 4).double()]
+    exact = [torch.randn(90, 4, generator=g, dtype=torch.float64).to(DEVICE) for _ in range(3)]
+    exact.append(torch.zeros_like(exact[0]))
     exact[1][::3] = 0  # voxels that nothing has seen
-    exact[3][::2, 0] = torch.rand(45, generator=g, dtype=torch.float64)
+    exact[3][::2, 0] = uniform(g, 45)
     single = [t.float() for t in exact]
     for step in (3, 4):
         gradient = exact[1].clone()

@@ -36,10 +36,10 @@ INTEGERS = "count n_ids width height capacity steps n_tiles tiles_x blocks S R"
 TYPES |= {name: "i32" for name in INTEGERS.split()}
 
 
-def usage(kernel, warps: int, **constants) -> dict[str, int]:
+def usage(kernel, warps: int, types: dict[str, str] = TYPES, **constants) -> dict[str, int]:
     """Registers per thread and bytes of stack, where spilled registers go, as the compiled kernel says."""
     names = [p.name for p in kernel.params]
-    signature = {n: "constexpr" if n in constants else TYPES.get(n, "*fp32") for n in names}
+    signature = {n: "constexpr" if n in constants else types.get(n, "*fp32") for n in names}
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n].startswith("*")}
     source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
@@ -82,8 +82,11 @@ def splat(name: str, degree: int, F: int, ids: int, coefficients: int, unroll: i
 
 def light() -> dict:
     """The usual kernels; seconds."""
-    g, s = grid_triton, ssim_triton
+    g, r, s = grid_triton, splat_triton_raster, ssim_triton
     found = splat("3D", -1, 0, 0, 1, 4) | splat("2D", -1, 0, 2, 1, 4, "2d")
+    many = TYPES | {"slot_tile": "*i32", "sorted_tile": "*i32"}  # from 32,768 tiles on
+    found["emit, many tiles"] = usage(r.emit, 4, many, ROW=16, BLOCK=256, DISK=False, TX=8, TY=8)
+    found["gather, many tiles"] = usage(r.gather, 2, many, ROW=16, BLOCK=64)
     found["camera_sum"] = usage(splat_triton_pose.camera_sum, 4, ROWS=32)
     found["sample_forward"] = usage(g.sample_forward, 4, BLOCK=g.POINTS)
     both = {"HAS_GRAD": True, "WANTS_X": True}

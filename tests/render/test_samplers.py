@@ -86,7 +86,7 @@ def test_camera_rays_hit_their_pixels():
     pose = torch.eye(4, dtype=F64)
     pose[:3, :3] = torch.linalg.qr(torch.randn(3, 3, dtype=F64, generator=torch.Generator().manual_seed(0)))[0]
     pose[:3, 3] = torch.tensor([0.1, 0.2, 0.3])
-    xy = 64 * torch.rand(20, 2, dtype=F64)
+    xy = 64 * torch.rand(20, 2, dtype=F64, generator=torch.Generator().manual_seed(1))
     r = samplers.camera_rays(K, pose, xy)
     samplers.check_rays(r)
     x = (r.o + 1.7 * r.d - pose[:3, 3]) @ pose[:3, :3]

@@ -81,11 +81,9 @@ def test_compiled_equals_float64_twin(sh_degree, kind):
     assert (mine.median != twin.median).float().mean() < 2e-3
     images = ("color", "alpha", "ids", "normals")
     for a, b in ((getattr(mine, name), getattr(twin, name)) for name in images):
-        # A pixel on the edge of a 1/255 or 1e-4 threshold may go the other way in float32.
-        assert ((a - b).abs() > 2e-5).float().mean() < 2e-3
-        assert (a - b).abs().max() < 5e-3
+        assert (a - b).abs().max() <= 1e-4  # no pixel of this scene lies on the edge of a threshold
     for a, b in zip(got, want, strict=True):
-        assert (a - b).norm() < 2e-3 * b.norm()
+        assert (a - b).norm() <= 1e-3 * b.norm()
 
 
 @pytest.mark.parametrize("kind", ["3d", "2d"])

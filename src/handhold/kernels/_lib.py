@@ -101,6 +101,8 @@ def info() -> dict:
     """What `handhold doctor` shows: backend, path, instruction set, threads, the reason when not available, Triton."""
     import torch
 
+    from . import _triton
+
     lib, why = _load()
     return {
         "available": lib is not None,
@@ -109,7 +111,7 @@ def info() -> dict:
         "isa": lib.hh_isa().decode() if lib else None,
         "threads": torch.get_num_threads(),
         "why_unavailable": why,
-        "triton": not _triton_missing() and torch.cuda.is_available(),
+        "triton": _triton.available(),
     }
 
 
@@ -121,11 +123,13 @@ def lib() -> ctypes.CDLL:
     return found
 
 
-def _triton_missing() -> str:
-    """Why Triton kernels cannot run here; empty when they can."""
+def _triton_missing(on_gpu: bool) -> str:
+    """Why Triton kernels cannot run; empty when they can. Without tensors on the GPU: whether Triton is installed."""
+    from . import _triton
+
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed; run: pip install 'handhold[gpu]'"
-    return ""
+    return _triton.why_unavailable() if on_gpu and not _triton.interpreted() else ""
 
 
 def resolve_backend(
@@ -137,6 +141,8 @@ def resolve_backend(
     backend raises when it or the tensors do not allow it; HANDHOLD_BACKEND=cpu or =triton raises only when the kernels
     are missing, since tensors that do not suit them always take the torch path.
     """
+    from . import _triton
+
     single = all(t is None or str(t.dtype) == "torch.float32" for t in tensors)
     fits = single and all(t is None or t.device.type == "cpu" for t in tensors)
     on_gpu = (
@@ -154,17 +160,17 @@ def resolve_backend(
         if backend and not fits:
             raise TypeError("the cpu backend takes float32 tensors on the CPU")
     if wish == "triton":
-        if missing := _triton_missing():
+        if missing := _triton_missing(on_gpu):
             raise HandholdError(f"The triton backend is not available: {missing}.")
         if backend and triton is None:
             raise ValueError("this operation has no triton backend; use backend='torch'")
-        if backend and not on_gpu and not (single and os.environ.get("TRITON_INTERPRET") == "1"):
+        if backend and not on_gpu and not (single and _triton.interpreted()):
             raise TypeError("the triton backend takes float32 tensors on a CUDA device")
     if backend:
         return backend
     if wish == "torch":
         return "torch"
-    if on_gpu and wish != "cpu" and triton is not None and not _triton_missing():
+    if on_gpu and wish != "cpu" and triton is not None and not _triton_missing(on_gpu):
         try:
             triton()
             return "triton"
@@ -177,7 +183,11 @@ def capturing(*tensors: torch.Tensor) -> bool:
     """True while a CUDA graph is captured with these tensors: nothing may be read back, so values go unchecked."""
     import torch
 
-    return any(t.is_cuda for t in tensors) and torch.cuda.is_current_stream_capturing()
+    for device in {t.device for t in tensors if t.is_cuda}:
+        with torch.cuda.device(device):  # the current stream is one of a device
+            if torch.cuda.is_current_stream_capturing():
+                return True
+    return False
 
 
 def all_finite(t: torch.Tensor) -> bool:

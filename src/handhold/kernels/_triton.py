@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import shutil
 
 import torch
 
@@ -14,12 +15,19 @@ import torch
 def why_unavailable() -> str:
     """Why `available()` is False, in words; empty when it is True."""
     if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed; install handhold[gpu] (Linux with an NVIDIA GPU)"
+        return "Triton is not installed; run: pip install 'handhold[gpu]' (Linux with an NVIDIA GPU)"
     if not torch.cuda.is_available():
         return "torch sees no CUDA device; install a CUDA build of torch on a machine with an NVIDIA GPU"
-    major, minor = torch.cuda.get_device_capability()
+    try:
+        major, minor = torch.cuda.get_device_capability()
+    except RuntimeError as e:
+        return f"CUDA does not start ({e})"
     if major < 7:
         return f"Triton needs compute capability 7.0 or newer, and this GPU has {major}.{minor}"
+    # Triton compiles its launcher with the compiler of CC, else gcc or clang; it does not look for cc.
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    if not any(map(shutil.which, compilers)):
+        return f"Triton needs a C compiler, and there is no {' or '.join(compilers)}; install gcc or set CC"
     return ""
 
 

@@ -17,6 +17,7 @@ from . import splat_triton_disk as disk
 from . import splat_triton_pose as pose
 from . import splat_triton_project as project
 from . import splat_triton_raster as raster
+from ._lib import capturing
 from ._triton import interpreted, on
 
 MAX_FEATURES = 32  # more would spill registers
@@ -95,7 +96,7 @@ def rasterize(
         raise ValueError(f"capacity is {capacity}; choose 1 to {MAX_SLOTS}")
     degree = -1 if sh_degree is None else sh_degree
     options = _Options(width, height, degree, n_ids, capacity, kind == "2d", launch)
-    if capacity is None and _capturing(means):
+    if capacity is None and capturing(means):
         options = replace(options, capacity=_remembered_capacity(means, options))
     ids = ids.to(torch.int64).contiguous() if n_ids else None
     return _Rasterize.apply(means, quats, scales, opacities, colors, viewmat, K, features, ids, options)
@@ -118,10 +119,6 @@ def _power_of_2(n: int) -> int:
 _most_pairs: dict[tuple, int] = {}  # per device and kind of image, so that a graph can be captured after warming up
 
 
-def _capturing(t: Tensor) -> bool:
-    return t.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 def _pairs_key(t: Tensor, options: _Options) -> tuple:
     return t.device, options.width, options.height, options.disk, options.launch.tile
 
@@ -129,7 +126,9 @@ def _pairs_key(t: Tensor, options: _Options) -> tuple:
 def _remembered_capacity(t: Tensor, options: _Options) -> int:
     most = _most_pairs.get(_pairs_key(t, options))
     if most is None:
-        raise ValueError("to capture splatting in a CUDA graph, run it once before, or give capacity=")
+        raise ValueError(
+            "to capture splatting in a CUDA graph, run it once before, uncaptured, for an image of this size"
+        )
     return min(most + most // 2 + 1024, MAX_SLOTS)
 
 

@@ -21,7 +21,7 @@ def _count_below(sorted_values, limit, length, steps, valid):
     lo = limit.to(tl.int32) * 0
     hi = lo + length
     while steps > 0:  # not range(): the interpreter cannot count to a run-time number with numpy >= 2.4
-        mid = (lo + hi) // 2
+        mid = lo + (hi - lo) // 2  # their sum may pass 2^31
         open = valid & (lo < hi)
         right = open & (tl.load(sorted_values + mid, open, 0).to(tl.int64) < limit)
         hi = tl.where(open & ~right, mid, hi)
