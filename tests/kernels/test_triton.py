@@ -122,6 +122,20 @@ def test_unavailable_says_why():
         assert "handhold[gpu]" in _triton.why_unavailable()
 
 
+@needs_triton
+def test_what_a_gpu_lacks_is_named(monkeypatch):
+    monkeypatch.setattr(_triton.torch.cuda, "is_available", lambda: True)
+    for capability, compiler, reason in (
+        ((6, 1), "gcc", "7.0 or newer"),
+        ((9, 0), None, "C compiler"),
+        ((9, 0), "gcc", ""),
+    ):
+        monkeypatch.setattr(_triton.torch.cuda, "get_device_capability", lambda c=capability: c)
+        monkeypatch.setattr(_triton.shutil, "which", lambda name, found=compiler: found)
+        said = _triton.why_unavailable.__wrapped__()  # what is kept is this machine's answer
+        assert reason in said and bool(said) == bool(reason)
+
+
 def test_nothing_imports_triton_before_it_is_used():
     code = "import sys; from handhold.kernels import grid, splat, ssim; print('triton' in sys.modules)"
     done = python("-c", code)
