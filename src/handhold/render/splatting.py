@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..kernels._checks import check_intrinsics, check_size, version
+from ..kernels._lib import capturing
 from ..kernels.splat import check_finite, check_shapes, compose, like_means, rasterize
 from ..kernels.splat_torch import largest, meet, planes
 
@@ -213,7 +214,9 @@ def _check_ids(ids: Tensor | None, n_ids: int | None, n: int) -> int:
         raise ValueError(f"ids is {tuple(ids.shape)}, not {(n,)}")
     if not n:
         return n_ids or 1
-    if ids.is_cuda and n_ids is not None and torch.cuda.is_current_stream_capturing():
+    if capturing(ids):
+        if n_ids is None:
+            raise ValueError("while a CUDA graph is captured, ids cannot be read: give n_ids as well")
         return n_ids
     low, high = (int(v) for v in torch.aminmax(ids))
     count = max(high + 1, 1) if n_ids is None else n_ids
