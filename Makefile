@@ -63,5 +63,5 @@ $(VENV)/.dev: $(VENV)/.deps
 
 # The package itself: offline, and quick because the compiled kernels are kept in $(VENV)/build.
 $(VENV)/.installed: $(VENV)/.deps $(SOURCES)
-	$(PIP) install --no-deps --no-build-isolation --no-index --force-reinstall -C build-dir=$(VENV)/build .
+	$(PIP) install --no-deps --no-build-isolation --no-index --force-reinstall --config-settings=build-dir=$(VENV)/build .
 	@touch $@
