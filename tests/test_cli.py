@@ -183,7 +183,10 @@ def test_ctrl_c_of_a_real_process(square_video, tmp_path):
         "sys.exit(cli.main(['run', sys.argv[2], '--out', 'o']))"
     )
     argv = [sys.executable, "-c", code, str(Path(__file__).parent), str(square_video)]
-    p = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    listens = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a job in the background ignores it)
+    p = subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, preexec_fn=listens
+    )
     assert p.stdout.readline() == "ready\n"
     time.sleep(0.2)
     p.send_signal(signal.SIGINT)
