@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -21,6 +22,17 @@ def any_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test inherits a choice of engine that another one left behind."""
     for name in ("HANDHOLD_BACKEND", "HANDHOLD_ISA"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tensors as small as those of tests are slower on several threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

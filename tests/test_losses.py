@@ -11,13 +11,7 @@ compiled = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kern
 BACKENDS = [pytest.param("cpu", marks=compiled), "torch"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

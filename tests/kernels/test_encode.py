@@ -11,12 +11,7 @@ compiled = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kern
 LO, HI = torch.tensor([0.0, -1.0, 0.1]), torch.tensor([1.0, 0.5, 1.0])
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -19,13 +19,7 @@ K = np.array([[150.0, 0, SIZE / 2], [0, 150.0, SIZE / 2], [0, 0, 1]])
 SMALL = {"count": 900, "hand_count": 300}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def ball(n: int = 24) -> tuple[np.ndarray, np.ndarray]:

@@ -16,13 +16,7 @@ BACKENDS = [pytest.param("cpu", marks=compiled), "torch"]
 EYE = torch.eye(4)[None]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def camera(f=60.0, cx=20.0, cy=14.0, fy=None):

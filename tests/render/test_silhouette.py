@@ -21,13 +21,7 @@ K = torch.tensor([[F, 0, 20.0], [0, F, 14.0], [0, 0, 1]])[None]
 W, H = 40, 28
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rectangle(x0, y0, x1, y1, z=1.0, n=3):

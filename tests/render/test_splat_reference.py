@@ -15,12 +15,7 @@ KINDS = ("3d", "2d")
 NAMES = ("means", "quats", "scales", "opacities", "colors", "viewmat", "K")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def reference(means, quats, scales, opacities, colors, view, K, W, H, kind):

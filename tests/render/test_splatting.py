@@ -21,13 +21,7 @@ K = torch.tensor([[50.0, 0.0, 20.0], [0.0, 55.0, 13.0], [0.0, 0.0, 1.0]])
 EYE = torch.eye(4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scene(n=120, seed=0, sh_degree=None):

@@ -16,12 +16,7 @@ K = torch.tensor([[60.0, 0, 24], [0, 60, 20], [0, 0, 1]])
 W, H = 48, 40
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def turned(angle, axis="y"):

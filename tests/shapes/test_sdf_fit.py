@@ -20,13 +20,7 @@ HALF = np.array([0.03, 0.042, 0.022])
 RADIUS, SIDE = 0.056, 0.062
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def pictures(poses: np.ndarray) -> tuple[np.ndarray, Pixels]:

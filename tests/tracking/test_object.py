@@ -17,13 +17,7 @@ HALF = np.array([0.03, 0.042, 0.022])
 QUICK = (Stage(28, 80, (2.5, 1.0), 1.0),)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Tensors this small are slower on several."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def seen_box(poses: np.ndarray) -> Observations:
