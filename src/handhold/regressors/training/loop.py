@@ -1,0 +1,457 @@
+"""The training loop: several tasks learn from one stream of batches, and a killed training goes on exactly.
+
+Nothing random is carried from step to step: the batch, the augmentations and dropout of a step follow from the seed and
+the step's number alone. So the state is the weights, their average, the optimizer's moments and two numbers (step and
+elapsed seconds), and a training on the CPU that is killed and resumed ends with the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UnusableInput
+from ...files import write_atomically
+from .config import LoopConfig, OptimConfig
+from .state import load_state, optimizer_tensors, restore_module, restore_optimizer, save_state, strip
+from .streams import Ahead, Reuse, Stream, seed_of
+
+Report = Callable[..., None]  # report(fraction, text, **metrics)
+
+
+class Task(Protocol):
+    """What is learnt: a network, its loss on a batch, and figures on held-out data. Holds no weights itself.
+
+    `model` is what `build` made, on the batch's device; it may be wrapped (mixed precision, several devices), and calls
+    of it return fp32.
+    """
+
+    name: str  # of the exported file and in front of the metrics
+    lr: float  # factor on the learning rate
+
+    def build(self) -> nn.Module:
+        """A freshly initialised network, on the CPU, from torch's global seed."""
+        ...
+
+    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss with gradient, and detached scalars worth logging. All randomness comes from `generator`."""
+        ...
+
+    def evaluate(self, model: Any, batch: Any) -> dict[str, Tensor]:
+        """Figures on a held-out batch, each as (2,): a sum and what to divide it by, added over batches first."""
+        ...
+
+    def pictures(self, model: Any, batch: Any) -> Tensor | None:
+        """Predictions to look at, (N,H,W,3) uint8, or None."""
+        ...
+
+    def save(self, path: Path, model: nn.Module, extra: dict[str, str]) -> None:
+        """Write the weights for use."""
+        ...
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training left behind."""
+
+    steps: int
+    seconds: float
+    metrics: dict[str, float]  # of the last evaluation, "task/figure"
+    exports: dict[str, Path]
+
+
+class Mixed:
+    """A network called under autocast, whose outputs are fp32; everything else is the network's own."""
+
+    def __init__(self, model: nn.Module, device: torch.device, bf16: bool):
+        self.model, self._device, self._bf16 = model, device.type, bf16
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
+            out = self.model(*args, **kwargs)
+        return _fp32(out) if self._bf16 else out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+
+class Learner:
+    """One task's weights: the network, its average and its optimizer."""
+
+    def __init__(self, task: Task, config: LoopConfig, device: torch.device, fabric: Any = None):
+        self.task, self.config, self.fabric = task, config, fabric
+        torch.manual_seed(seed_of(config.seed, "weights", task.name))
+        self.net = task.build().to(device).train()
+        self.ema = copy.deepcopy(self.net).eval().requires_grad_(False)
+        bf16 = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
+        self.optimizer = make_optimizer(self.net, config.optim)
+        self.params = [p for p in self.net.parameters() if p.requires_grad]
+        self.names = {p: n for n, p in self.net.named_parameters()}
+        if config.compile:
+            self.net.compile(dynamic=True)
+        wrapped = self.net
+        if fabric is not None:
+            wrapped, _ = fabric.setup(self.net, self.optimizer)
+        self.model, self.average = Mixed(wrapped, device, bf16), Mixed(self.ema, device, bf16)
+        self.device = device
+
+    def step(self, batch: Any, step: int, rate: float, rank: int = 0) -> dict[str, Tensor]:
+        """One optimizer step at `rate` times the peak learning rate; returns detached scalars."""
+        optim, seed = self.config.optim, seed_of(self.config.seed, "step", step, rank, self.task.name)
+        torch.manual_seed(seed)  # dropout
+        generator = torch.Generator(self.device).manual_seed(seed)
+        loss, metrics = self.task.loss(self.model, batch, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.fabric is not None:
+            self.fabric.backward(loss)
+        else:
+            loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.params, optim.clip if optim.clip > 0 else math.inf)
+        bad = (~torch.isfinite(norm)).float().reshape(())
+        self.optimizer.found_inf = bad  # the fused kernel leaves everything as it is where this is 1, without a sync
+        for group in self.optimizer.param_groups:
+            group["lr"] = optim.lr * self.task.lr * rate
+        self.optimizer.step()
+        self._average(step)
+        return {"loss": loss.detach(), "grad": norm.detach(), "skipped": bad} | metrics
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        decay = min(self.config.optim.ema, (1 + step) / (10 + step))
+        for mine, theirs in ((self.ema.parameters(), self.net.parameters()), (self.ema.buffers(), self.net.buffers())):
+            pairs = [(a, b) for a, b in zip(mine, theirs, strict=True)]
+            real = [(a, b) for a, b in pairs if a.is_floating_point()]
+            if real:
+                torch._foreach_lerp_([a for a, _ in real], [b for _, b in real], 1 - decay)
+            for a, b in pairs:
+                if not a.is_floating_point():
+                    a.copy_(b)
+
+    def state(self) -> dict[str, Tensor]:
+        parts = {"net": self.net.state_dict(), "ema": self.ema.state_dict()}
+        parts["optim"] = optimizer_tensors(self.optimizer, self.names)
+        # safetensors stores no tensor twice, and tied or shared weights would be
+        return {f"{self.task.name}/{part}/{k}": v.clone() for part, ts in parts.items() for k, v in ts.items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        name = self.task.name
+        restore_module(self.net, strip(tensors, f"{name}/net/"))
+        restore_module(self.ema, strip(tensors, f"{name}/ema/"))
+        restore_optimizer(self.optimizer, self.names, strip(tensors, f"{name}/optim/"))
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW that decays matrices and convolutions only."""
+    decayed, free = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            embedding = any(k in name.rsplit(".", 1)[-1] for k in ("token", "quer", "embed", "pos"))
+            (free if p.ndim < 2 or embedding else decayed).append(p)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    groups = [g for g in groups if g["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+
+
+def schedule(fraction: float, config: OptimConfig) -> float:
+    """Learning rate as a share of its peak when `fraction` of the training is over: linear warmup, then a cosine."""
+    fraction = min(max(fraction, 0.0), 1.0)
+    if fraction < config.warmup:
+        return fraction / config.warmup
+    x = (fraction - config.warmup) / max(1 - config.warmup, 1e-9)
+    return config.floor + (1 - config.floor) * 0.5 * (1 + math.cos(math.pi * x))
+
+
+def train(
+    tasks: Sequence[Task],
+    stream: Callable[[torch.device], Stream],
+    config: LoopConfig,
+    out: Path,
+    *,
+    export: Path | None = None,
+    settings: dict[str, Any] | None = None,
+    report: Report = lambda *a, **k: None,
+    clock: Callable[[], float] = time.monotonic,
+    started: float | None = None,
+) -> Trained:
+    """Train the tasks until the steps or the time budget are over, going on from the state in `out` if there is one.
+
+    stream: makes the stream on a device; with `data.workers` it must be picklable and is called in each worker, for the
+    CPU. out gets state.safetensors, metrics.jsonl, settings.json and tensorboard/ (where tensorboard is installed);
+    export (out/export by default) gets <task>.safetensors with the averaged weights, and <task>.png. settings: what
+    decided the result, as JSON values; a state made with others is refused (`UnusableInput`), those of the rhythm and
+    the place apart. started: `clock()` when the budget began, now by default.
+    """
+    return _Training(tasks, stream, config, Path(out), export, settings, report, clock, started).run()
+
+
+class _Training:
+    """One call of `train`."""
+
+    def __init__(self, tasks, stream, config, out, export, settings, report, clock, started):
+        self.clock, self.started = clock, clock() if started is None else started
+        self.config, self.out, self.report = config, out, report
+        self.export_dir = out / "export" if export is None else Path(export)
+        self.settings = {} if settings is None else json.loads(json.dumps(settings))
+        self.fabric = make_fabric(config) if config.devices > 1 else None
+        self.rank = 0 if self.fabric is None else self.fabric.global_rank
+        self.device = torch.device(config.device) if self.fabric is None else self.fabric.device
+        out.mkdir(parents=True, exist_ok=True)
+        self.learners = [Learner(t, config, self.device, self.fabric) for t in tasks]
+        self.step, self.before, self.done = 0, 0.0, False
+        self.metrics: dict[str, float] = {}
+        if (out / "state.safetensors").is_file():
+            self._resume()
+        data, world = config.data, max(config.devices, 1)
+        self.stream = None if self.done else stream(self.device if data.workers == 0 else torch.device("cpu"))
+        if data.workers:
+            make = Ahead(_OnCpu(stream), data.batch, data.workers, data.prefetch, self.rank, world)
+        else:
+            make = lambda i: self.stream.batch(i * world + self.rank, data.batch, "train")  # noqa: E731
+        self.batches = Reuse(lambda i: _to(make(i), self.device), data.repeats, data.spacing)
+        self.held_out: list[Any] = []
+        self.sums: dict[str, Tensor] = {}
+        self.board = _board(out) if self.rank == 0 else None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent on this training, over all its runs up to the saved states."""
+        return self.before + self.clock() - self.started
+
+    def fraction(self) -> float:
+        c, by_step = self.config, (self.step + 0.5) / self.config.steps
+        if c.budget_seconds <= 0:
+            return by_step
+        return max(by_step, self.elapsed / max(c.budget_seconds - c.reserve_seconds, 1e-9))
+
+    def over(self, step_seconds: float) -> bool:
+        """No step is left, or the next one would not end within the budget."""
+        c = self.config
+        late = c.budget_seconds > 0 and self.elapsed + step_seconds > c.budget_seconds - c.reserve_seconds
+        return self.step >= c.steps or late
+
+    def run(self) -> Trained:
+        c, last = self.config, {k: self.clock() for k in ("state", "export", "log")}
+        queue: deque[torch.cuda.Event] = deque()  # keeps the clock honest: the host is at most two steps ahead
+        typical, logged = 0.0, self.step
+        if not self.done and self.rank == 0:
+            write_atomically(self.out / "settings.json", json.dumps(self.settings, indent=1) + "\n")
+        while not self.done and not self.over(typical):
+            begun = self.clock()
+            self._one_step()
+            if self.device.type == "cuda":
+                queue.append(torch.cuda.Event())
+                queue[-1].record()
+                if len(queue) > 2:
+                    queue.popleft().synchronize()
+            took = self.clock() - begun
+            typical = took if typical == 0 else 0.9 * typical + 0.1 * took
+            now = self.clock()
+            if self.step % c.log_steps == 0:
+                self._log((self.step - logged) / max(now - last["log"], 1e-9))
+                logged, last["log"] = self.step, self.clock()
+            if self.step % c.val_steps == 0:
+                self._evaluate()
+            if now - last["export"] >= c.export_seconds:
+                self._export()
+                last["export"] = self.clock()
+            if now - last["state"] >= c.state_seconds or (c.state_steps and self.step % c.state_steps == 0):
+                self._save()
+                last["state"] = self.clock()
+        if not self.done:
+            self._evaluate()
+            self.done = True
+            self._save()
+        files = self._export()
+        self.report(1.0, "trained")
+        if self.board is not None:
+            self.board.close()
+        return Trained(self.step, self.elapsed, self.metrics, files)
+
+    def _one_step(self) -> None:
+        batch, rate = self.batches.at(self.step), schedule(self.fraction(), self.config.optim)
+        for learner in self.learners:
+            for k, v in learner.step(batch, self.step, rate, self.rank).items():
+                name = f"{learner.task.name}/{k}"
+                total, count = self.sums.get(name, (0.0, 0))
+                self.sums[name] = (total + v.float(), count + 1)
+        self.step += 1
+
+    def _log(self, speed: float) -> None:
+        if self.sums:
+            means = torch.stack([total / count for total, count in self.sums.values()]).tolist()
+            values = dict(zip(self.sums, means, strict=True))
+            self.sums = {}
+            rate = schedule(self.fraction(), self.config.optim)
+            self._write("train", values | {"rate": rate, "steps_per_second": speed})
+            losses = {k: v for k, v in values.items() if k.endswith("/loss")}
+            self.report(self.fraction(), f"step {self.step}", **losses, steps_per_second=speed)
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        """Figures of the averaged weights on the held-out batches, on the first process."""
+        if self.rank == 0:
+            c, sums = self.config, {}
+            while len(self.held_out) < c.val_batches:
+                self.held_out.append(_to(self.stream.batch(len(self.held_out), c.data.batch, "val"), self.device))
+            for learner in self.learners:
+                for batch in self.held_out:
+                    for k, v in learner.task.evaluate(learner.average, batch).items():
+                        name = f"{learner.task.name}/{k}"
+                        sums[name] = sums.get(name, 0.0) + v.double()
+            if sums:
+                table = torch.stack(list(sums.values())).tolist()
+                self.metrics = {k: a / b if b else math.nan for k, (a, b) in zip(sums, table, strict=True)}
+                self._write("val", self.metrics)
+                self.report(self.fraction(), f"step {self.step}, held-out", **self.metrics)
+        if self.fabric is not None:
+            self.fabric.barrier()
+
+    def _write(self, kind: str, values: dict[str, float]) -> None:
+        if self.rank != 0:
+            return
+        clean = {k: float(f"{v:.6g}") if math.isfinite(v) else None for k, v in values.items()}
+        line = {"kind": kind, "step": self.step, "seconds": round(self.elapsed, 1)} | clean
+        with (self.out / "metrics.jsonl").open("a", encoding="utf-8") as f:
+            f.write(json.dumps(line) + "\n")
+        if self.board is not None:
+            for k, v in values.items():
+                self.board.add_scalar(f"{kind}/{k}", v, self.step)
+
+    def _export(self) -> dict[str, Path]:
+        files = {}
+        if self.rank != 0:
+            return files
+        for learner in self.learners:
+            files[learner.task.name] = path = self.export_dir / f"{learner.task.name}.safetensors"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            figures = {k: v for k, v in self.metrics.items() if k.startswith(learner.task.name + "/")}
+            extra = {"training": {"steps": self.step, "seconds": round(self.elapsed, 1)}, "held_out": figures}
+            learner.task.save(path, learner.ema, {k: json.dumps(v) for k, v in extra.items()})
+            if self.held_out:
+                with torch.no_grad():
+                    tiles = learner.task.pictures(learner.average, self.held_out[0])
+                if tiles is not None:
+                    write_sheet(path.with_suffix(".png"), tiles)
+        return files
+
+    def _save(self) -> None:
+        if self.rank == 0:
+            tensors = {k: v for learner in self.learners for k, v in learner.state().items()}
+            values = {"step": self.step, "seconds": self.elapsed, "done": self.done, "metrics": self.metrics}
+            save_state(self.out / "state.safetensors", tensors, values | {"settings": self.settings})
+        if self.fabric is not None:
+            self.fabric.barrier()
+
+    def _resume(self) -> None:
+        tensors, values = load_state(self.out / "state.safetensors")
+        changed = differing(values["settings"], self.settings)
+        if changed:
+            what = ", ".join(changed)
+            raise UnusableInput(f"{self.out} holds a training with another {what}; use another --out or its settings.")
+        for learner in self.learners:
+            learner.restore(tensors)
+        self.step, self.before, self.done = values["step"], values["seconds"], values["done"]
+        self.metrics = values["metrics"]
+        path = self.out / "metrics.jsonl"
+        if path.is_file() and self.rank == 0:  # lines of steps that will be done again
+            lines = [x for x in path.read_text(encoding="utf-8").splitlines(True) if _step_of(x) <= self.step]
+            write_atomically(path, "".join(lines))
+
+
+FREE = {"device", "precision", "compile", "log_steps", "val_steps", "val_batches", "state_steps", "state_seconds"}
+FREE |= {"export_seconds", "reserve_seconds", "workers", "prefetch"}
+"""Settings that may change when a training is resumed; the numbers of the end may then differ in their last bits."""
+
+
+def differing(saved: Any, now: Any, prefix: str = "") -> list[str]:
+    """Dotted names of settings that differ between two nested dicts, `FREE` ones apart."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        keys = [k for k in dict.fromkeys([*saved, *now]) if k not in FREE]
+        return [n for k in keys for n in differing(saved.get(k), now.get(k), f"{prefix}{k}.")]
+    return [] if saved == now else [prefix.rstrip(".")]
+
+
+def make_fabric(config: LoopConfig) -> Any:
+    """lightning-fabric over `config.devices` processes. Raises `UnusableInput` where it is not installed."""
+    try:
+        from lightning_fabric import Fabric
+    except ImportError:
+        try:
+            from lightning.fabric import Fabric
+        except ImportError as e:
+            raise UnusableInput(
+                "Training on several devices needs lightning-fabric: pip install 'handhold[train]'."
+            ) from e
+    kind = torch.device(config.device).type
+    fabric = Fabric(accelerator=kind, devices=config.devices, strategy="ddp", precision="32-true")
+    fabric.launch()
+    return fabric
+
+
+def write_sheet(path: Path, tiles: Tensor, columns: int = 8) -> None:
+    """A contact sheet (PNG) of (N,H,W,3) uint8 pictures, `columns` a row."""
+    import cv2
+
+    n, h, w = tiles.shape[:3]
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    sheet = tiles.new_zeros(rows * columns, h, w, 3)
+    sheet[:n] = tiles
+    sheet = sheet.reshape(rows, columns, h, w, 3).transpose(1, 2).reshape(rows * h, columns * w, 3)
+    ok, data = cv2.imencode(".png", sheet.flip(-1).cpu().numpy())
+    if ok:
+        write_atomically(path, data.tobytes())
+
+
+class _OnCpu:
+    """A stream's maker with its device fixed, picklable if the maker is."""
+
+    def __init__(self, make: Callable[[torch.device], Stream]):
+        self.make = make
+
+    def __call__(self) -> Stream:
+        return self.make(torch.device("cpu"))
+
+
+def _board(out: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(out / "tensorboard"))
+
+
+def _to(batch: Any, device: torch.device) -> Any:
+    return batch.to(device)
+
+
+def _fp32(x: Any) -> Any:
+    """Every half-precision tensor in a nest of containers as fp32."""
+    if isinstance(x, Tensor):
+        return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    if isinstance(x, dict):
+        return {k: _fp32(v) for k, v in x.items()}
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*map(_fp32, x))
+    if isinstance(x, (list, tuple)):
+        return type(x)(map(_fp32, x))
+    if is_dataclass(x) and not isinstance(x, type):
+        return replace(x, **{f.name: _fp32(getattr(x, f.name)) for f in fields(x) if f.init})
+    return x
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        return math.inf  # half a line, of the moment of the kill
