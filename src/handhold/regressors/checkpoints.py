@@ -26,6 +26,8 @@ NETWORKS: dict[str, tuple[str, str, str]] = {
     "parametric": ("parametric", "ParametricHand", "ParametricConfig"),
     "direct": ("direct", "DirectHand", "DirectConfig"),
     "segmenter": ("segmenter", "Segmenter", "SegmenterConfig"),
+    "wilor": ("wilor", "WilorHand", "WilorConfig"),
+    "metro": ("metro", "MetroHand", "MetroConfig"),
 }
 
 
