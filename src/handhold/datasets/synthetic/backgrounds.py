@@ -1,0 +1,131 @@
+"""Backgrounds: rooms, tables, shelves and clutter drawn once from a seed, and the user's own pictures; cropped, turned,
+recoloured, blurred and lit anew each time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...errors import UnusableInput
+from . import prints
+from .textures import linear_from_srgb
+
+
+@dataclass(frozen=True, eq=False)
+class Backgrounds:
+    """A bank of pictures. `images` are the user's; `user_share` of the samples use them where there are any."""
+
+    images: Tensor | None = None  # (M,3,h,w) uint8 sRGB
+    n_rooms: int = 128
+    size: int = 256
+    seed: int = 0
+    user_share: float = 0.6
+
+    def sample(
+        self, n: int, height: int, width: int, generator: torch.Generator, device: str | torch.device = "cpu"
+    ) -> Tensor:
+        """(n,3,H,W) linear radiance, mean about 0.2 to 0.4, never negative; drawn on the CPU from `generator`."""
+        g = generator
+
+        def u(low: float = 0.0, high: float = 1.0, *shape: int) -> Tensor:
+            return torch.rand(n, *shape, generator=g) * (high - low) + low
+
+        rooms = _rooms(self.n_rooms, self.size, self.seed, str(device))
+        first = torch.randint(len(rooms), (n,), generator=g)
+        pick_user = u() < (self.user_share if self.images is not None and len(self.images) else 0.0)
+        user = torch.randint(max(1, len(self.images) if self.images is not None else 1), (n,), generator=g)
+        theta = _affine(u, width / height).to(device)
+        grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
+        x = F.grid_sample(rooms[first.to(device)].float(), grid, padding_mode="reflection", align_corners=False)
+        if bool(pick_user.any()):
+            at = torch.nonzero(pick_user)[:, 0]
+            own = self.images[user[at].to(self.images.device)].to(device).float()
+            x[at.to(device)] = F.grid_sample(own, grid[at.to(device)], padding_mode="reflection", align_corners=False)
+        x = linear_from_srgb(x / 255)
+        x = _recolour(x, u, pick_user)
+        return _defocus(x, u).clamp_min(0)
+
+
+@lru_cache(maxsize=4)
+def _rooms(n: int, size: int, seed: int, device: str) -> Tensor:
+    x = torch.from_numpy(prints.room_pictures(n, size, seed)).permute(0, 3, 1, 2).contiguous()
+    return x.to(device)
+
+
+def _affine(u, aspect: float) -> Tensor:
+    """(n,2,3) of a crop of the bank's picture: turned, mirrored, scaled, shifted."""
+    n = len(u())
+    turn = torch.where(u() < 0.7, 0.12 * (u() - 0.5), 2 * math.pi * u())
+    scale = 0.35 + 0.65 * u()
+    sx = scale * torch.where(u() < 0.5, 1.0, -1.0) * min(aspect, 1.5) ** 0.5 * (0.85 + 0.3 * u())
+    sy = scale / min(aspect, 1.5) ** 0.5
+    c, s = turn.cos(), turn.sin()
+    room = (1.05 - scale).clamp_min(0)
+    rows = torch.stack([c * sx, -s * sy, room * u(-1, 1), s * sx, c * sy, room * u(-1, 1)], 1)
+    return rows.reshape(n, 2, 3)
+
+
+def _recolour(x: Tensor, u, user: Tensor) -> Tensor:
+    """Channels mixed, less colour, other gain and a slope of light."""
+    n, _, h, w = x.shape
+    order = u(0, 1, 3).argsort(1)
+    order = torch.where((u(0, 1, 1) < 0.5) | user[:, None], torch.arange(3), order)
+    mix = F.one_hot(order, 3).float()
+    keep = (u(0.15, 1.0, 1, 1)).where(~user[:, None, None], u(0.7, 1.0, 1, 1))
+    grey = torch.tensor([0.3, 0.5, 0.2]).expand(n, 3, 3)
+    mix = (mix * keep + grey @ mix * (1 - keep)) * (u(0.4, 1.5, 1, 1))
+    mix = mix * (1 + 0.08 * (u(-1, 1, 3, 1)))
+    x = torch.einsum("nij,njhw->nihw", mix.to(x), x)
+    slope = u(-0.5, 0.5, 2).to(x)
+    gy = torch.linspace(-1, 1, h, device=x.device)[None, :, None]
+    gx = torch.linspace(-1, 1, w, device=x.device)[None, None]
+    return x * torch.exp(slope[:, 0, None, None] * gx + slope[:, 1, None, None] * gy)[:, None]
+
+
+def _defocus(x: Tensor, u) -> Tensor:
+    """Blurred by a per-picture depth of field: three levels, between which each picture lies."""
+    n, _, h, w = x.shape
+    amount = torch.where(u() < 0.5, 0.6 * u(), 2.0 * u())
+    some = torch.nonzero(amount > 0.15)[:, 0].to(x.device)
+    if len(some) == 0:
+        return x
+    y = x[some]
+    levels = [y]
+    for k in (4, 8):
+        if min(h, w) < 2 * k:
+            break
+        small = F.avg_pool2d(y, k // 2, ceil_mode=True)
+        small = F.avg_pool2d(F.pad(small, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        levels.append(F.interpolate(small, (h, w), mode="bilinear"))
+    a = amount.to(x.device)[some].clamp(max=len(levels) - 1)[:, None, None, None]
+    x[some] = sum(v * (1 - (a - k).abs()).clamp_min(0) for k, v in enumerate(levels))
+    return x
+
+
+def read_images(folder: str | Path, size: int = 256, limit: int = 4096) -> Tensor:
+    """(M,3,s,s) uint8 sRGB of the pictures in a folder and those below it, their middle square, M at most `limit`.
+
+    Raises `UnusableInput` where there is none that can be read.
+    """
+    suffixes = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in suffixes)
+    pictures = []
+    for path in found[:: max(1, len(found) // limit)][:limit]:
+        img = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if img is None:
+            continue
+        h, w = img.shape[:2]
+        s = min(h, w)
+        y, x = (h - s) // 2, (w - s) // 2
+        square = cv2.resize(img[y : y + s, x : x + s], (size, size), interpolation=cv2.INTER_AREA)
+        pictures.append(torch.from_numpy(square[..., ::-1].copy()).permute(2, 0, 1))
+    if not pictures:
+        raise UnusableInput(f"{folder} holds no picture that can be read; give a folder of JPEG or PNG files.")
+    return torch.stack(pictures)
