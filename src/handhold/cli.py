@@ -34,7 +34,7 @@ from .errors import HandholdError
 
 Bare = tyro.conf.arg(name="")  # a table whose settings are given without its name: --stride, not --prepare.stride
 Method = Literal["rigid"]
-COMMANDS = ("run", *STAGES, "demo", "assets", "doctor")
+COMMANDS = ("run", *STAGES, "demo", "train", "convert", "assets", "doctor")
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,46 @@ class DemoArgs(_Settings, _Common):
 
 
 @dataclass(frozen=True)
+class TrainArgs:
+    """Train networks of the front end on generated pictures: `regressor`, `segmenter`, or `frontend` for both at once.
+
+    The same command goes on where an interrupted training stopped."""
+
+    kind: Annotated[
+        tyro.conf.Positional[Literal["regressor", "segmenter", "frontend"]], tyro.conf.arg(metavar="KIND")
+    ] = tyro.MISSING
+    """What is trained, of the tasks that the settings name."""
+    config: Path | None = None
+    """TOML file with the settings of the training, see configs/frontend.toml and docs/training.md."""
+    out: Path = Path("runs/train")
+    """Folder of the training: its state, its metrics and, in export/, the weights."""
+    export: Path | None = None
+    """Another folder for the weights."""
+    device: str | None = None
+    """Torch device, e.g. cpu or cuda, over the settings."""
+    steps: int | None = None
+    """Optimizer steps, over the settings."""
+    budget_seconds: float | None = None
+    """Wall time of the whole training, over the settings."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    json: bool = False
+    """Print one JSON object with the result on stdout, and nothing else there."""
+
+
+@dataclass(frozen=True)
+class ConvertArgs:
+    """Make a checkpoint of ours of a public one: HaMeR and WiLoR (.ckpt), METRO (.bin). Runs none of the code in it."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
+    """The public checkpoint."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")] = tyro.MISSING
+    """File to write, .safetensors."""
+    json: bool = False
+    """Print one JSON object on stdout."""
+
+
+@dataclass(frozen=True)
 class AssetsArgs:
     """Fetch the weights that are not part of the package, check their SHA-256 and keep them in a cache."""
 
@@ -124,7 +164,7 @@ def parser_inputs(base: Config | None = None) -> tuple[dict[str, Any], dict[str,
     c = base if base is not None else Config()
     settings = {f: getattr(c, f) for f in ("prepare", "track", "fit", "evaluate", "export", "method", "seed", "device")}
     kinds = {"run": RunArgs, **dict.fromkeys(STAGES, StageArgs), "demo": DemoArgs}
-    kinds |= {"assets": AssetsArgs, "doctor": DoctorArgs}
+    kinds |= {"train": TrainArgs, "convert": ConvertArgs, "assets": AssetsArgs, "doctor": DoctorArgs}
     defaults = {name: kind(**settings) if issubclass(kind, _Settings) else kind() for name, kind in kinds.items()}
     return kinds, defaults
 
@@ -201,6 +241,32 @@ def _demo(command: str, args: DemoArgs, argv: list[str]) -> int:
     return _pipeline(replace(args, prepare=prepare, evaluate=evaluate), clip / "video.mp4", args.out)
 
 
+def _train(command: str, args: TrainArgs, argv: list[str]) -> int:
+    from . import train
+
+    config = train.with_options(train.read_config(args.config), args.device, args.steps, args.budget_seconds)
+    report = (lambda *a, **k: None) if args.quiet or args.json else train.Lines()
+    done = train.run(args.kind, config, args.out, args.export, report, train.STARTED)
+    if args.json:
+        files = {k: str(v) for k, v in done.exports.items()}
+        figures = {"steps": done.steps, "seconds": round(done.seconds, 1), "metrics": done.metrics}
+        print(json.dumps({"ok": True, **figures, "files": files}))
+    elif not args.quiet:
+        for name, value in done.metrics.items():
+            print(f"{name:40s} {value:.3f}")
+        for path in done.exports.values():
+            print(path)
+    return 0
+
+
+def _convert(command: str, args: ConvertArgs, argv: list[str]) -> int:
+    from .regressors.adapters import convert_checkpoint
+
+    convert_checkpoint(args.source, args.target)
+    print(json.dumps({"ok": True, "file": str(args.target)}) if args.json else args.target)
+    return 0
+
+
 def _assets(command: str, args: AssetsArgs, argv: list[str]) -> int:
     from . import assets
 
@@ -232,6 +298,8 @@ def _doctor(command: str, args: DoctorArgs, argv: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[str, Any, list[str]], int]] = {
     "run": _run,
     "demo": _demo,
+    "train": _train,
+    "convert": _convert,
     "assets": _assets,
     "doctor": _doctor,
 }
@@ -322,6 +390,8 @@ def _base_config(argv: Sequence[str]) -> Config:
     --preset.
     """
     file, name = _value(argv, "--config"), _value(argv, "--preset")
+    if argv[:1] == ["train"]:  # its --config is of another kind
+        return Config()
     if name is not None and name not in PRESETS:
         name = None  # tyro says what is wrong
     if file is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,8 @@ class PointTask:
     def build(self) -> nn.Module:
         return Net()
 
-    def loss(self, model, batch, generator):
-        noise = 0.01 * torch.randn(batch.x.shape, generator=generator)
+    def loss(self, model, batch, seed):
+        noise = 0.01 * torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(seed))
         loss = (model(batch.x + noise)["y"] - batch.y).square().mean()
         return loss, {"noise": noise.std()}
 
@@ -73,7 +74,7 @@ class PointTask:
         return (model(batch.x)["y"][:, :, None, None].clamp(0, 1) * 255).expand(-1, 2, 3, 3).to(torch.uint8)
 
     def save(self, path, model, extra):
-        save_file({k: v.clone() for k, v in model.state_dict().items()}, path, extra)
+        save_file({k: v.clone() for k, v in model.state_dict().items()}, path, {k: json.dumps(v) for k, v in extra.items()})
 
 
 SMALL = LoopConfig(

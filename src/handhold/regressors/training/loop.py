@@ -43,8 +43,9 @@ class Task(Protocol):
         """A freshly initialised network, on the CPU, from torch's global seed."""
         ...
 
-    def loss(self, model: Any, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss with gradient, and detached scalars worth logging. All randomness comes from `generator`."""
+    def loss(self, model: Any, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss with gradient, and detached scalars worth logging. All randomness comes from `seed`, and from
+        torch's global generators, which are seeded with it."""
         ...
 
     def evaluate(self, model: Any, batch: Any) -> dict[str, Tensor]:
@@ -55,8 +56,8 @@ class Task(Protocol):
         """Predictions to look at, (N,H,W,3) uint8, or None."""
         ...
 
-    def save(self, path: Path, model: nn.Module, extra: dict[str, str]) -> None:
-        """Write the weights for use."""
+    def save(self, path: Path, model: nn.Module, extra: dict[str, Any]) -> None:
+        """Write the weights for use; `extra` is what the training has to say of them, as JSON values."""
         ...
 
 
@@ -103,14 +104,12 @@ class Learner:
         if fabric is not None:
             wrapped, _ = fabric.setup(self.net, self.optimizer)
         self.model, self.average = Mixed(wrapped, device, bf16), Mixed(self.ema, device, bf16)
-        self.device = device
 
     def step(self, batch: Any, step: int, rate: float, rank: int = 0) -> dict[str, Tensor]:
         """One optimizer step at `rate` times the peak learning rate; returns detached scalars."""
         optim, seed = self.config.optim, seed_of(self.config.seed, "step", step, rank, self.task.name)
         torch.manual_seed(seed)  # dropout
-        generator = torch.Generator(self.device).manual_seed(seed)
-        loss, metrics = self.task.loss(self.model, batch, generator)
+        loss, metrics = self.task.loss(self.model, batch, seed)
         self.optimizer.zero_grad(set_to_none=True)
         if self.fabric is not None:
             self.fabric.backward(loss)
@@ -310,7 +309,7 @@ class _Training:
                         sums[name] = sums.get(name, 0.0) + v.double()
             if sums:
                 table = torch.stack(list(sums.values())).tolist()
-                self.metrics = {k: a / b if b else math.nan for k, (a, b) in zip(sums, table, strict=True)}
+                self.metrics = {k: a / b for k, (a, b) in zip(sums, table, strict=True) if b}
                 self._write("val", self.metrics)
                 self.report(self.fraction(), f"step {self.step}, held-out", **self.metrics)
         if self.fabric is not None:
@@ -336,7 +335,7 @@ class _Training:
             path.parent.mkdir(parents=True, exist_ok=True)
             figures = {k: v for k, v in self.metrics.items() if k.startswith(learner.task.name + "/")}
             extra = {"training": {"steps": self.step, "seconds": round(self.elapsed, 1)}, "held_out": figures}
-            learner.task.save(path, learner.ema, {k: json.dumps(v) for k, v in extra.items()})
+            learner.task.save(path, learner.ema, extra)
             if self.held_out:
                 with torch.no_grad():
                     tiles = learner.task.pictures(learner.average, self.held_out[0])

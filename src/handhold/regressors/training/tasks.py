@@ -1,0 +1,249 @@
+"""What is trained: hand regressors of both families on crops, and the segmenter on whole pictures, from one stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...datasets.synthetic.sample import SynthBatch
+from ...errors import UnusableInput
+from ..checkpoints import load_model, save_checkpoint
+from ..crops import CropJitter, HandCrops, hand_crops
+from ..direct import DirectConfig, DirectHand
+from ..hand_losses import ExactWeights, HamerWeights, exact_loss, hamer_loss, hand_errors
+from ..parametric import HandOutput, ParametricConfig, ParametricHand
+from ..segmenter import Segmenter, SegmenterConfig, augment, confusion, corrupt_previous, segmenter_loss
+from .augment import AugmentConfig, augment_crops, hide_points
+from .loop import Task
+
+LEVELS = (0.0, 0.1, 0.3, 0.5, 1.01)
+"""Edges of the occlusion levels of a hand: the share of it that other bodies hide."""
+MASKS = ("right", "left", "object", "forearm")
+
+
+@dataclass(frozen=True)
+class HandTraining:
+    """How a hand regressor is trained; the same for both families, so that they compare."""
+
+    lr: float = 1.0
+    """Factor on the learning rate."""
+    crops: int = 64
+    """Hands a step, drawn from those in the batch of pictures."""
+    loss: Literal["exact", "hamer"] = "exact"
+    """`exact` is ours, for exact truth; `hamer` has the published terms and weights."""
+    start: Path | None = None
+    """Checkpoint whose weights the training begins with, instead of random ones."""
+    jitter: CropJitter = field(default_factory=CropJitter)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    exact: ExactWeights = field(default_factory=ExactWeights)
+    hamer: HamerWeights = field(default_factory=HamerWeights)
+
+
+@dataclass(frozen=True)
+class SegmenterTraining:
+    """How the segmenter is trained."""
+
+    lr: float = 1.0
+    """Factor on the learning rate."""
+    size: int = 256
+    """Width and height of the training pictures, pixels."""
+    zoom: tuple[float, float] = (0.5, 2.0)
+    """Least and greatest zoom of the training pictures."""
+    none: float = 0.5
+    """Share of pictures without masks of a frame before."""
+    dice: float = 1.0
+    """Weight of the soft intersection over union."""
+    boundary: float = 2.0
+    """Further weight of pixels near edges of labels."""
+    start: Path | None = None
+    """Checkpoint whose weights the training begins with, instead of random ones."""
+
+
+@dataclass(frozen=True)
+class HandTask:
+    """A hand regressor on crops of all hands that can be seen."""
+
+    name: str  # "parametric" or "direct"
+    net: ParametricConfig | DirectConfig
+    config: HandTraining = field(default_factory=HandTraining)
+
+    @property
+    def lr(self) -> float:
+        return self.config.lr
+
+    def build(self) -> nn.Module:
+        kind = ParametricHand if isinstance(self.net, ParametricConfig) else DirectHand
+        return _started(kind(self.net), self.config.start)
+
+    def crops(self, batch: SynthBatch, seed: int) -> HandCrops:
+        """Training crops: jittered boxes, changed pictures, and truth that knows what was covered."""
+        c, generator = self.config, torch.Generator(batch.image.device).manual_seed(seed)
+        with torch.no_grad():
+            crops = hand_crops(batch, generator, c.jitter, self.net.vit.image, count=c.crops)
+            image, covered = augment_crops(crops.image, generator, c.augment)
+            seen = hide_points(crops.truth.visible, crops.truth.points, covered)
+        return replace(crops, image=image, truth=replace(crops.truth, visible=seen))
+
+    def loss(self, model: Any, batch: SynthBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        crops = self.crops(batch, seed)
+        out = model(crops.image, crops.K)
+        c = self.config
+        loss, terms = exact_loss(out, crops, c.exact) if c.loss == "exact" else hamer_loss(out, crops, c.hamer)
+        return loss, terms | {"mpjpe": _mean_mpjpe(out, crops)}
+
+    def evaluate(self, model: Any, batch: SynthBatch) -> dict[str, Tensor]:
+        crops = hand_crops(batch, None, None, self.net.vit.image)
+        if len(crops) == 0:
+            return {}
+        errors = hand_errors(model(crops.image, crops.K), crops)
+        one = torch.ones_like(crops.truth.hidden)
+        sums = {k: torch.stack([v.sum(), one.sum()]) for k, v in errors.items()}
+        level = torch.bucketize(crops.truth.hidden, crops.truth.hidden.new_tensor(LEVELS[1:-1]), right=True)
+        for i, (low, high) in enumerate(zip(LEVELS, LEVELS[1:], strict=False)):
+            w = (level == i).float()
+            name = f"{low:g}-{min(high, 1):g}"
+            for k in ("pa_mpjpe", "mpjpe"):
+                sums[f"{k}/{name}"] = torch.stack([(errors[k] * w).sum(), w.sum()])
+        return sums
+
+    def pictures(self, model: Any, batch: SynthBatch) -> Tensor | None:
+        crops = hand_crops(batch, None, None, self.net.vit.image)
+        if len(crops) == 0:
+            return None
+        crops = crops.rows(slice(0, 24))
+        return draw_hands(crops.image, model(crops.image, crops.K), crops.truth.points)
+
+    def save(self, path: Path, model: nn.Module, extra: dict[str, Any]) -> None:
+        save_checkpoint(path, model, extra)
+
+
+@dataclass(frozen=True)
+class SegmenterTask:
+    """Whose pixel is it, on whole pictures, with and without the masks of a frame before."""
+
+    net: SegmenterConfig = field(default_factory=SegmenterConfig)
+    config: SegmenterTraining = field(default_factory=SegmenterTraining)
+    name: str = "segmenter"
+
+    @property
+    def lr(self) -> float:
+        return self.config.lr
+
+    def build(self) -> nn.Module:
+        return _started(Segmenter(self.net), self.config.start)
+
+    def loss(self, model: Any, batch: SynthBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        c, generator = self.config, torch.Generator().manual_seed(seed)
+        image, labels = augment(batch.image, batch.labels, generator, (c.size, c.size), c.zoom)
+        previous = corrupt_previous(labels, generator, c.none)
+        return segmenter_loss(model(image, previous), labels, c.dice, c.boundary)
+
+    def evaluate(self, model: Any, batch: SynthBatch) -> dict[str, Tensor]:
+        logits = model(batch.image)
+        counts = confusion(logits, batch.labels)
+        generator = torch.Generator().manual_seed(0)
+        told = confusion(model(batch.image, corrupt_previous(batch.labels, generator, 0.0)), batch.labels)
+        return _iou_sums(counts, "iou") | _iou_sums(told, "iou_previous")
+
+    def pictures(self, model: Any, batch: SynthBatch) -> Tensor | None:
+        batch = batch.rows(slice(0, 16))
+        found, truth = model(batch.image).argmax(1), batch.labels.long()
+        return torch.cat([paint_labels(batch.image, truth), paint_labels(batch.image, found)], 2)
+
+    def save(self, path: Path, model: nn.Module, extra: dict[str, Any]) -> None:
+        save_checkpoint(path, model, extra)
+
+
+def _iou_sums(counts: Tensor, name: str) -> dict[str, Tensor]:
+    hit = counts.diagonal()
+    union = counts.sum(0) + counts.sum(1) - hit
+    return {f"{name}/{m}": torch.stack([hit[i + 1], union[i + 1]]) for i, m in enumerate(MASKS)}
+
+
+def _mean_mpjpe(out: HandOutput, crops: HandCrops) -> Tensor:
+    """Root-relative error in mm of a training batch."""
+    t = crops.truth
+    error = (out.joints - out.joints[:, :1] - t.joints + t.joints[:, :1]).detach().norm(dim=-1).mean(1)
+    return 1000 * (error * t.weight).sum() / t.weight.sum().clamp_min(1)
+
+
+def _started(model: nn.Module, path: Path | None) -> nn.Module:
+    if path is None:
+        return model
+    found = load_model(path)
+    if type(found) is not type(model) or found.config != model.config:
+        raise UnusableInput(f"{path} is of another network than the settings ask for; change one of them.")
+    model.load_state_dict(found.state_dict())
+    return model
+
+
+# ---------------------------------------------------------------- pictures to look at
+
+COLORS = ((40, 40, 40), (230, 80, 60), (60, 130, 240), (70, 200, 90), (240, 200, 60))  # of LABELS
+FINGERS = ((240, 240, 240), (240, 80, 80), (240, 180, 60), (90, 210, 90), (80, 150, 250), (220, 100, 230))
+
+
+def paint_labels(image: Tensor, labels: Tensor) -> Tensor:
+    """Labels (N,H,W) as colours over pictures (N,3,H,W) in [0,1]: (N,H,W,3) uint8."""
+    colors = torch.tensor(COLORS, device=image.device, dtype=torch.float32)[labels.long()]
+    mix = torch.where(labels > 0, 0.55, 0.0)[..., None]
+    return torch.lerp(255 * image.permute(0, 2, 3, 1).float(), colors, mix).clamp(0, 255).to(torch.uint8)
+
+
+def draw_hands(image: Tensor, out: HandOutput, truth: Tensor) -> Tensor:
+    """Crops (N,3,h,w) with the projected skeleton, the vertices and, as white dots, the true joints (N,21,2): (N,h,w,3)
+    uint8."""
+    import cv2
+    import numpy as np
+
+    pictures = (255 * image.permute(0, 2, 3, 1)).clamp(0, 255).to(torch.uint8).cpu().numpy()
+    points, true = out.projected.cpu().numpy(), truth.cpu().numpy()
+    made = []
+    for picture, p, t in zip(pictures, points, true, strict=True):
+        picture = np.ascontiguousarray(picture)
+        for finger in range(5):
+            chain = [0, *range(1 + 4 * finger, 5 + 4 * finger)]
+            for a, b in zip(chain, chain[1:], strict=False):
+                ends = [tuple(int(v) for v in np.clip(p[i], -999, 9999)) for i in (a, b)]
+                cv2.line(picture, *ends, FINGERS[finger + 1], 2, cv2.LINE_AA)
+        for x in t:
+            cv2.circle(picture, tuple(int(v) for v in np.clip(x, -999, 9999)), 2, (255, 255, 255), -1, cv2.LINE_AA)
+        made.append(torch.from_numpy(picture))
+    return torch.stack(made)
+
+
+# ---------------------------------------------------------------- everything together
+
+
+@dataclass(frozen=True)
+class ParametricSettings(HandTraining):
+    """The parametric family: its network and training."""
+
+    net: ParametricConfig = field(default_factory=ParametricConfig)
+
+
+@dataclass(frozen=True)
+class DirectSettings(HandTraining):
+    """The direct family: its network and training."""
+
+    net: DirectConfig = field(default_factory=DirectConfig)
+
+
+@dataclass(frozen=True)
+class SegmenterSettings(SegmenterTraining):
+    """The segmenter: its network and training."""
+
+    net: SegmenterConfig = field(default_factory=SegmenterConfig)
+
+
+def make_task(name: str, settings: ParametricSettings | DirectSettings | SegmenterSettings) -> Task:
+    """The task of that name. Raises `UnusableInput` for an unknown one."""
+    if name in ("parametric", "direct"):
+        return HandTask(name, settings.net, settings)
+    if name == "segmenter":
+        return SegmenterTask(settings.net, settings)
+    raise UnusableInput(f"There is no task {name!r}; there are parametric, direct and segmenter.")
