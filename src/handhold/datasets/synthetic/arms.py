@@ -33,7 +33,7 @@ def sample_arms(n: int, generator: torch.Generator) -> ArmSpec:
     def u(lo: float, hi: float, *shape: int) -> Tensor:
         return lo + (hi - lo) * torch.rand(n, *shape, generator=generator)
 
-    length = u(0.16, 0.42)
+    length = u(0.22, 0.5)
     none = torch.full((n,), 9.0)
     long = torch.rand(n, generator=generator) < 0.6
     start = torch.where(long, u(-0.004, 0.035), u(0.03, 0.16))

@@ -40,6 +40,7 @@ class ObjectTruth:
     vertices: Tensor  # (B,N,3) camera frame, padded
     angle: Tensor  # (B,) radians of the hinge, 0 where there is none
     deformed: Tensor  # (B,) bool: bent, squeezed or twisted away from the bank's shape
+    mirrored: Tensor  # (B,) bool: its shape is the bank's reflected in x
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +50,7 @@ class SynthBatch:
     image: Tensor  # (B,3,H,W) sRGB in [0,1]
     K: Tensor  # (B,3,3) pixels
     labels: Tensor  # (B,H,W) uint8, see LABELS
-    amodal: Tensor  # (B,4,H,W) bool: right, left, object, forearm, each as if it were alone
+    amodal: Tensor  # (B,4,H,W) bool: right, left, object, forearm, each as if it were alone; (B,0,H,W): not drawn
     depth: Tensor  # (B,H,W) metres, 0 where there is only background
     right: HandTruth
     left: HandTruth
