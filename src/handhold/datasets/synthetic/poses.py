@@ -20,7 +20,7 @@ from ...hand.model import HandModel
 ROWS = {"thumb": 12, "index": 0, "middle": 3, "ring": 9, "pinky": 6}  # first joint of each finger in angles (15,3)
 ORDER = [ROWS[f] for f in jt.FINGERS]
 _FREE = {
-    # flexion of joints 1, 2, 3 per finger index..pinky; abduction of joint 1; thumb flexion 1, abduction 1, flexion 2, 3
+    # flexion of joints 1, 2, 3 from index to pinky; their abduction; thumb: flexion 1, abduction 1, flexion 2 and 3
     "relaxed": ([(8, 12, 6), (12, 16, 8), (16, 18, 9), (18, 18, 9)], (0, 0, 0, 0), (0, 4, 4, 4)),
     "flat": ([(-12, -8, -5)] * 4, (2, 0, 0, 2), (-12, -5, -8, -8)),
     "spread": ([(-10, -6, -4)] * 4, (-14, -3, 9, 20), (-28, -6, -8, -10)),

@@ -1,0 +1,480 @@
+"""Hands that hold the bank's objects: a grasp is chosen, the hand is brought to the object, and its fingers close on it.
+
+Per grasp: spots on the surface with their thickness decide which of nine grasps fit (after the taxonomy of Feix et al.,
+"The GRASP taxonomy of human grasp types", 2016); the hand is laid to many spots and the few best are kept; the palm
+moves in until it touches; the fingers close link by link until each touches (Miller and Allen, "GraspIt!", 2004), with
+halved steps at the end; the best of the few is kept and drawn back where it is too deep. Everything is batched and
+without synchronisation, so that it runs on a GPU as it does on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...geometry import rigid
+from ...hand.model import HandModel
+from .grasp_hand import (
+    CRADLE,
+    FINGERTIP,
+    FLAT,
+    GRASPS,
+    HOOK,
+    LATERAL,
+    PALMAR,
+    PER_LINK,
+    PINCH,
+    POWER,
+    TRIPOD,
+    Body,
+    GraspHand,
+    body,
+    grasp_hand,
+    palm_axes,
+    pose,
+)
+from .objects import ObjectBank
+from .poses import clamped, pose_noise, rotations_from_angles, sample_betas
+
+SPOTS = 32  # spots tried per grasp
+KEPT = 4  # of them closed
+TOUCH = 2e-3  # metres: a vertex this close is in contact
+SLACK = 6e-4  # metres that a closing link may sink in
+DEPTH = 2e-3  # metres of penetration that the final step aims for
+_PRIOR = {
+    POWER: 4.5,
+    PINCH: 1.6,
+    TRIPOD: 1.8,
+    LATERAL: 0.8,
+    FLAT: 0.7,
+    HOOK: 0.7,
+    FINGERTIP: 1.2,
+    CRADLE: 1.3,
+    PALMAR: 1.7,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Grasps:
+    """B right hands on objects. Hand frame: the model's own, with the wrist unrotated and no translation."""
+
+    rotations: Tensor  # (B,16,3,3), the first is the identity
+    betas: Tensor  # (B,10)
+    object_from_hand: Tensor  # (B,4,4) rigid
+    contact: Tensor  # (B,V) bool
+    penetration: Tensor  # (B,) metres, the deepest vertex
+    kind: Tensor  # (B,) int64, row of GRASPS
+
+
+@torch.no_grad()
+def sample_grasps(
+    hand: HandModel,
+    bank: ObjectBank,
+    index: Tensor,
+    generator: torch.Generator | None = None,
+    angle: Tensor | None = None,
+    vertical: Tensor | None = None,
+) -> Grasps:
+    """One grasp for each of the objects `index` (B,) of the bank, on the model's device, where bank, index and
+    generator are too. `angle` (B,) opens hinged objects; the hand then holds what is there at that angle.
+
+    Not every grasp succeeds (an object may offer no spot that fits): look at `penetration` and `contact`.
+    Raises ValueError for a left hand: sample a right one and mirror the scene.
+    """
+    if hand.side != "right":
+        raise ValueError("grasps are sampled for the right hand; mirror hand and object for the left")
+    known, frames = grasp_hand(hand), hand.joint_frames
+    b, device = len(index), hand.device
+    betas = sample_betas(b, generator, device).to(hand.dtype)
+    at_rest = body(hand, known, betas)
+    spots = _spots(bank, index, generator, angle)
+    kind = _choose(spots, generator)
+    opened, shut = _fingers(known, kind, generator)
+    place = _precise_or_palm(known, frames, at_rest, opened, shut, kind, spots, generator)
+    score = _try_out(bank, index, angle, known, place, spots, kind, generator)
+    best = score.topk(KEPT, dim=1).indices  # (B,C)
+    many = torch.arange(b, device=device).repeat_interleave(KEPT)
+    rows_of, angle_of = index[many], None if angle is None else angle[many]
+    start, goal = (_take(x, best).flatten(0, 1) for x in (place.start, place.goal))
+    rot, at = _take(place.rot, best).flatten(0, 1), _take(place.at, best).flatten(0, 1)
+    forward, palmar = _take(place.forward, best).flatten(0, 1), ~known.precise[kind][many]
+    of = at_rest.rows(many)
+    field = _Field(bank, rows_of, angle_of)
+    at = _move_in(field, known, frames, of, start, rot, at, forward, palmar)
+    angles, gap = _close(field, known, frames, of, start, goal, rot, at)
+    angles = _follow(known, angles, start, goal, gap, kind[many])
+    joints, points = pose(of, angles, frames, known.bone)
+    score = _quality(field, known, points, rot, at, kind[many]) + _take(score, best).flatten() * 0.3
+    won = torch.arange(b, device=device) * KEPT + score.reshape(b, KEPT).argmax(1)
+    return _finish(hand, bank, index, angle, known, angles[won], betas, rot[won], at[won], kind)
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """x (B,K,...) at index (B,C) -> (B,C,...)."""
+    return x.gather(1, index.reshape(*index.shape, *([1] * (x.ndim - 2))).expand(*index.shape, *x.shape[2:]))
+
+
+def _rand(generator, device, *shape):
+    return torch.rand(*shape, generator=generator, device=device)
+
+
+def _gumbel(generator, device, *shape):
+    return -torch.log(-torch.log(_rand(generator, device, *shape).clamp(1e-6, 1 - 1e-6)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Field:
+    """The distance to one object per row, seen from its hand."""
+
+    bank: ObjectBank
+    index: Tensor
+    angle: Tensor | None
+
+    def __call__(self, points: Tensor, rot: Tensor, at: Tensor) -> Tensor:
+        """points (N,P,3) in hand frames, rot (N,3,3), at (N,3) -> (N,P)"""
+        return self.bank.signed_distance(self.index, points @ rot.mT + at[:, None], self.angle)
+
+
+@dataclass(frozen=True, eq=False)
+class _Spots:
+    """K places on each object's surface."""
+
+    point: Tensor  # (B,K,3)
+    normal: Tensor  # (B,K,3) outward
+    along: Tensor  # (B,K,3) unit tangent, mostly along the object
+    thick: Tensor  # (B,K) metres through the object against the normal
+    wide: Tensor  # (B,K) metres across it at half the thickness, at right angles to `along`
+    long: Tensor  # (B,K) metres along it there
+    size: Tensor  # (B,3) the object's bounding box
+
+
+def _spots(bank: ObjectBank, index: Tensor, generator, angle: Tensor | None) -> _Spots:
+    device, b, k = index.device, len(index), SPOTS
+    faces, v = bank.faces[index], bank.vertices[index]
+    if angle is not None:
+        from .objects import articulate
+
+        v = articulate(bank, index, angle)
+    corner = v.gather(1, faces.reshape(b, -1, 1).expand(-1, -1, 3)).reshape(b, -1, 3, 3)
+    cross = torch.linalg.cross(corner[:, :, 1] - corner[:, :, 0], corner[:, :, 2] - corner[:, :, 0])
+    total = cross.norm(dim=-1).cumsum(1)
+    pick = torch.searchsorted(total, _rand(generator, device, b, k) * total[:, -1:]).clamp_max(faces.shape[1] - 1)
+    u = _rand(generator, device, b, k, 2)
+    r = u[..., :1].sqrt()
+    bary = torch.cat([1 - r, r * (1 - u[..., 1:]), r * u[..., 1:]], -1)
+    point = (_take(corner, pick) * bary[..., None]).sum(-2)
+    normal = torch.nn.functional.normalize(_take(cross, pick), dim=-1)
+    size = bank.size[index]
+    # one of the object's axes, the long ones more often, projected to the tangent plane and turned a little
+    weight = 2.5 * torch.log(size.clamp_min(1e-3))[:, None] + 3 * torch.log((1 - normal**2).clamp_min(1e-4))
+    axis = (weight + _gumbel(generator, device, b, k, 3)).argmax(-1)
+    t = torch.nn.functional.one_hot(axis, 3).to(point) + 0.12 * torch.randn(b, k, 3, generator=generator, device=device)
+    t = torch.nn.functional.normalize(t - (t * normal).sum(-1, keepdim=True) * normal, dim=-1)
+    upward = torch.where(_rand(generator, device, b, k) < 0.85, 1.0, -1.0)
+    t = t * (torch.sign(t[..., 2:] + 1e-3) * upward[..., None])
+    field = lambda x: bank.signed_distance(index, x.reshape(b, -1, 3), angle)  # noqa: E731
+    thick = _extent(field, point - 1.5e-3 * normal, -normal) + 1.5e-3
+    middle = point - 0.5 * thick[..., None] * normal
+    across = torch.linalg.cross(normal, t)
+    ends = torch.cat([across, -across, t, -t], 1)
+    reach = _extent(field, middle.repeat(1, 4, 1), ends).reshape(b, 4, k)
+    return _Spots(point, normal, t, thick, reach[:, 0] + reach[:, 1], reach[:, 2] + reach[:, 3], size)
+
+
+def _extent(field, origin: Tensor, direction: Tensor, far: float = 0.13, steps: int = 18) -> Tensor:
+    """How far the ray (B,K,3) stays inside, metres, at most `far`."""
+    t = torch.linspace(0, 1, steps, device=origin.device) ** 1.3 * far
+    x = origin[:, :, None] + direction[:, :, None] * t[:, None]
+    d = field(x).reshape(*origin.shape[:2], steps)
+    out = (d > 0).to(d).cummax(-1).values
+    first = (1 - out).sum(-1).long().clamp(1, steps - 1)[..., None]
+    d0, d1 = d.gather(-1, first - 1)[..., 0], d.gather(-1, first)[..., 0]
+    t0, t1 = t[first[..., 0] - 1], t[first[..., 0]]
+    share = (-d0 / (d1 - d0).clamp_min(1e-6)).clamp(0, 1)
+    return torch.where(out[..., -1] > 0, t0 + share * (t1 - t0), far)
+
+
+def _fits(s: _Spots) -> Tensor:
+    """(B,K,G) bool: which grasps suit which spot."""
+    big, small = s.size.amax(-1, keepdim=True), s.size.amin(-1, keepdim=True)
+    middle = s.size.sum(-1, keepdim=True) - big - small
+    fit = [None] * len(GRASPS)
+    fit[POWER] = (s.thick > 0.011) & (s.thick < 0.085) & (s.wide < 0.09) & (s.wide > 0.008) & (big > 0.05)
+    fit[PINCH] = (s.thick < 0.05) & (s.thick > 0.0015) & (small < 0.06)
+    fit[TRIPOD] = (s.thick < 0.06) & (s.thick > 0.003) & (small < 0.075)
+    fit[LATERAL] = (s.thick < 0.018) & (s.long > 0.015)
+    fit[FLAT] = (s.wide > 0.02) & (s.long > 0.02) & (middle > 0.025)
+    fit[HOOK] = (s.thick > 0.005) & (s.thick < 0.032) & (s.wide < 0.04) & (s.long > 0.03)
+    fit[FINGERTIP] = (s.thick > 0.025) & (s.thick < 0.1) & (middle > 0.03)
+    fit[CRADLE] = (s.wide > 0.025) & (s.wide < 0.13) & (s.thick > 0.02) & (s.thick < 0.12)
+    fit[PALMAR] = (s.thick < 0.075) & (s.long > 0.045) & (middle > 0.045)
+    return torch.stack(fit, -1)
+
+
+def _choose(s: _Spots, generator) -> Tensor:
+    """(B,) a grasp that some spot suits; more suitable spots make it likelier, by a square root."""
+    share = _fits(s).to(s.thick).mean(1)
+    prior = s.thick.new_tensor([_PRIOR[g] for g in range(len(GRASPS))]).log()
+    logit = prior + 0.5 * torch.log(share.clamp_min(1e-9))
+    return (logit + _gumbel(generator, s.thick.device, *share.shape)).argmax(-1)
+
+
+def _fingers(known: GraspHand, kind: Tensor, generator) -> tuple[Tensor, Tensor]:
+    """Angles (B,15,3) of the open and the shut hand, each hand's own."""
+    noise = pose_noise(len(kind), generator, kind.device, 5.0)
+    opened, shut = known.opened[kind] + noise, known.shut[kind] + noise
+    # fingers that do not grip stay somewhere on their own way
+    idle = ~known.grips[kind]
+    stay = _rand(generator, kind.device, len(kind), 5) * 0.5 + 0.9 * (
+        _rand(generator, kind.device, len(kind), 1) - 0.35
+    )
+    joint = _to_joints(known, torch.where(idle, stay.clamp(-0.2, 1.1), torch.ones_like(stay)))
+    shut = opened + joint[..., None] * (shut - opened)
+    return clamped(opened), clamped(shut)
+
+
+def _to_joints(known: GraspHand, finger: Tensor) -> Tensor:
+    """(N,5) one value a finger -> (N,15) one a joint."""
+    out = torch.empty(*finger.shape[:-1], 15, device=finger.device, dtype=finger.dtype)
+    out[..., known.rows.reshape(-1)] = finger.repeat_interleave(3, -1)
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class _Place:
+    """The hand at K spots each."""
+
+    rot: Tensor  # (B,K,3,3) object_from_hand
+    at: Tensor  # (B,K,3)
+    forward: Tensor  # (B,K,3) object frame: the way the hand comes in
+    start: Tensor  # (B,K,15,3) angles before closing
+    goal: Tensor  # (B,K,15,3) and after, if nothing is in the way
+    points: Tensor  # (B,K,Q,3) coarse points of the hand before closing, hand frame
+
+
+def _triad(a: Tensor, b: Tensor) -> Tensor:
+    """(...,3,3) columns: a, b made orthogonal to it, their cross product."""
+    a = torch.nn.functional.normalize(a, dim=-1)
+    b = torch.nn.functional.normalize(b - (a * b).sum(-1, keepdim=True) * a, dim=-1)
+    return torch.stack([a, b, torch.linalg.cross(a, b)], -1)
+
+
+def _precise_or_palm(
+    known: GraspHand, frames: Tensor, of: Body, opened: Tensor, shut: Tensor, kind: Tensor, spots: _Spots, generator
+) -> _Place:
+    """Both ways of bringing the hand to a spot, and for each grasp its own."""
+    device, (b, k) = kind.device, spots.thick.shape
+    steps = 9
+    s = torch.linspace(0, 1, steps, device=device)[:, None, None, None]
+    way = (opened + s * (shut - opened)).reshape(-1, 15, 3)  # (S*B,15,3)
+    spread_of = Body(of.joints.repeat(steps, 1, 1), of.points.repeat(steps, 1, 1))
+    joints, points = pose(spread_of, way, frames, known.bone)
+    pads = points[:, known.pads]
+    lateral = (kind == LATERAL).repeat(steps)[:, None]
+    grips = known.grips[kind].repeat(steps, 1)[:, 1:, None].to(points)
+    pads_mean = (pads[:, 1:] * grips).sum(1) / grips.sum(1)
+    partner = torch.where(lateral, points[:, known.side], pads_mean)
+    gap = (partner - pads[:, 0]).norm(dim=-1).reshape(steps, b)
+    # the first step, from shut to open, at which the object fits between the pads, with some room
+    room = torch.where(lateral[:b, 0], 0.012, 0.016)[:, None]
+    need = spots.thick + room  # (B,K)
+    closed_enough = (gap[:, :, None] > need).to(gap)  # (S,B,K)
+    last = (closed_enough.flip(0).cummax(0).values.sum(0)).clamp(0, steps) - 1  # widest index that is still open enough
+    low = last.long().clamp(0, steps - 2)
+    g0, g1 = (gap.t().gather(1, low + i) for i in (0, 1))
+    share = ((g0 - need) / (g0 - g1).abs().clamp_min(1e-4)).clamp(0, 1)
+    t = (low + share) / (steps - 1)  # (B,K)
+    precise = known.precise[kind][:, None]
+    t = torch.where(precise, t, torch.zeros_like(t))
+    start = opened[:, None] + t[..., None, None] * (shut - opened)[:, None]
+    further = torch.where(precise, 1.0 + 0.25 * _rand(generator, device, b, k), torch.ones_like(t))
+    goal = clamped(opened[:, None] + further[..., None, None] * (shut - opened)[:, None])
+    # idle fingers go all their way
+    many = torch.arange(b, device=device).repeat_interleave(k)
+    joints, points = pose(of.rows(many), start.flatten(0, 1), frames, known.bone)
+    pads = points[:, known.pads]
+    grips = known.grips[kind][many][:, 1:, None].to(points)
+    pads_mean = (pads[:, 1:] * grips).sum(1) / grips.sum(1)
+    partner = torch.where((kind == LATERAL)[many][:, None], points[:, known.side], pads_mean)
+    grip, facing, across = palm_axes(joints)
+    # precise: thumb to partner runs against the normal
+    opposing = partner - pads[:, 0]
+    middle = (partner + pads[:, 0]) / 2
+    reach = middle - 0.5 * (joints[:, 0] + joints[:, 4])
+    hand_precise = _triad(opposing, reach)
+    turn_by = 2 * math.pi * _rand(generator, device, b, k)
+    n, along = spots.normal.flatten(0, 1), spots.along.flatten(0, 1)
+    side = torch.linalg.cross(n, along)
+    # at right angles to the long axis, or along it, or any way
+    mode = _rand(generator, device, b, k)
+    quarter = torch.floor(turn_by / (math.pi / 2)) * (math.pi / 2)
+    turn_by = torch.where(
+        mode < 0.55,
+        torch.where(quarter % math.pi < 1, quarter + math.pi / 2, quarter),
+        torch.where(mode < 0.7, quarter, turn_by),
+    )
+    turn_by = (turn_by + 0.25 * torch.randn(b, k, generator=generator, device=device)).reshape(-1, 1)
+    direction = turn_by.cos() * along + turn_by.sin() * side
+    object_precise = _triad(-n, direction)
+    anchor_precise = spots.point.flatten(0, 1) - 0.5 * spots.thick.flatten()[:, None] * n
+    # palm: the palm's normal against the surface's, the axis across it along the object
+    wrap = across + 0.18 * (1 + torch.randn(b * k, 1, generator=generator, device=device)) * _outward(joints)
+    hand_palm = _triad(facing, wrap)
+    object_palm = _triad(-n, along)
+    kinds = kind[many][:, None]
+    hook = kinds == HOOK
+    anchor_hand = torch.where(hook, 0.55 * joints[:, [1, 4, 10]].mean(1) + 0.45 * joints[:, [2, 5, 11]].mean(1), grip)
+    flat = (kinds == FLAT) | (kinds == CRADLE)
+    anchor_hand = torch.where(
+        flat, grip + 0.25 * (joints[:, 4] - joints[:, 0]) * _rand(generator, device, b * k, 1), anchor_hand
+    )
+    anchor_hand = anchor_hand + 0.006 * torch.randn(b * k, 3, generator=generator, device=device)
+    anchor_palm = spots.point.flatten(0, 1) + 0.03 * n
+    p = precise[many]
+    wiggle = rigid.so3_exp(0.1 * torch.randn(b * k, 3, generator=generator, device=device))
+    rot = torch.where(p[..., None], object_precise @ hand_precise.mT, object_palm @ hand_palm.mT) @ wiggle
+    from_hand = torch.where(p, middle, anchor_hand)
+    at = torch.where(p, anchor_precise, anchor_palm) - (rot @ from_hand[..., None])[..., 0]
+    forward = torch.where(p, direction, -n)
+    shape = lambda x: x.reshape(b, k, *x.shape[1:])  # noqa: E731
+    return _Place(shape(rot), shape(at), shape(forward), start, goal, shape(points[:, known.coarse]))
+
+
+def _outward(joints: Tensor) -> Tensor:
+    """Unit vector from the wrist to the fingers (N,3)."""
+    return torch.nn.functional.normalize(joints[:, 4] - joints[:, 0], dim=-1)
+
+
+def _try_out(bank, index, angle, known: GraspHand, place: _Place, spots: _Spots, kind: Tensor, generator) -> Tensor:
+    """(B,K) how good each spot looks before closing."""
+    b, k, q, _ = place.points.shape
+    palm = ~known.precise[kind][:, None]
+    at = torch.where(palm[..., None], place.at + 0.012 * place.forward, place.at)
+    x = place.points @ place.rot.mT + at[:, :, None]
+    d = bank.signed_distance(index, x.reshape(b, -1, 3), angle).reshape(b, k, q)
+    deep = (-d - 0.001).clamp_min(0)
+    bad = deep.sum(-1) * 40 + deep.amax(-1) * 60
+    fits = _fits(spots).gather(2, kind[:, None, None].expand(b, k, 1))[..., 0]
+    centre = spots.point.norm(dim=-1) / spots.size.norm(dim=-1)[:, None]
+    down = spots.normal[..., 2]
+    score = -bad - 6 * (~fits).to(d) - 0.8 * centre
+    score = score + torch.where(palm, -8 * spots.wide, 0.0)
+    support = (kind == FLAT) | (kind == CRADLE)
+    score = score + torch.where(support[:, None], -1.5 * down, -0.8 * down.abs())
+    return score + 0.35 * _gumbel(generator, d.device, b, k)
+
+
+def _move_in(field: _Field, known, frames, of: Body, start, rot, at, forward, palmar) -> Tensor:
+    """Moves palm grasps along their way until the hand touches: steps of the least distance (sphere tracing)."""
+    _, points = pose(of, start, frames, known.bone)
+    points = points[:, known.coarse]
+    for _ in range(6):
+        d = field(points, rot, at).amin(1)
+        step = (d - 0.0).clamp(-0.015, 0.02)
+        at = at + torch.where(palmar, step, torch.zeros_like(step))[:, None] * forward
+    return at
+
+
+def _close(field: _Field, known: GraspHand, frames, of: Body, start, goal, rot, at) -> tuple[Tensor, Tensor]:
+    """Closes the fingers: angles (N,15,3), and the distance of each link (N,5,3) to the object.
+
+    All links of a finger bend together; a link that touches stops its own and the joints before it.
+    """
+    n, device = len(start), start.device
+    progress = torch.zeros(n, 5, 3, device=device, dtype=start.dtype)
+    blocked = torch.zeros(n, 5, 3, dtype=torch.bool, device=device)
+    steps = [0.1] * 10 + [0.05, 0.025, 0.0125, 0.00625]
+    gap = torch.full_like(progress, 1.0)
+    joint_of = known.rows.reshape(-1)
+    span = goal - start
+    for i, step in enumerate(steps):
+        if i >= 10:
+            blocked = torch.zeros_like(blocked)
+        trial = torch.where(blocked, progress, (progress + step).clamp_max(1.0))
+        share = torch.empty(n, 15, device=device, dtype=start.dtype)
+        share[:, joint_of] = trial.reshape(n, 15)
+        joints, points = pose(of, start + share[..., None] * span, frames, known.bone)
+        d = field(points[:, : 15 * PER_LINK], rot, at).reshape(n, 15, PER_LINK).amin(-1)[:, joint_of].reshape(n, 5, 3)
+        hit = (d < -SLACK) | _thumb_meets_fingers(known, joints, points)
+        # joints up to the outermost link that hits go back
+        hit = hit.flip(-1).to(torch.uint8).cummax(-1).values.flip(-1).bool()
+        progress = torch.where(hit, progress, trial)
+        gap = torch.where(hit, gap, d)
+        blocked = blocked | hit
+    share = torch.empty(n, 15, device=device, dtype=start.dtype)
+    share[:, joint_of] = progress.reshape(n, 15)
+    return start + share[..., None] * span, gap
+
+
+def _thumb_meets_fingers(known: GraspHand, joints: Tensor, points: Tensor) -> Tensor:
+    """(N,5,3) bool: links of the thumb that come too close to another finger's bones."""
+    tips = points[:, known.pads + 1]
+    thumb = torch.stack([0.5 * (joints[:, 14] + joints[:, 15]), 0.4 * joints[:, 15] + 0.6 * tips[:, 0], tips[:, 0]], 1)
+    mcp, pip, dip = joints[:, [1, 4, 10]], joints[:, [2, 5, 11]], joints[:, [3, 6, 12]]
+    others = torch.cat([0.5 * (mcp + pip), pip, 0.5 * (pip + dip), dip, 0.5 * (dip + tips[:, 1:4]), tips[:, 1:4]], 1)
+    near = (torch.cdist(thumb, others) < 0.0135).any(-1)  # (N,3)
+    hit = torch.zeros(len(joints), 5, 3, dtype=torch.bool, device=joints.device)
+    hit[:, 0, 1] = near[:, 0]
+    hit[:, 0, 2] = near[:, 1] | near[:, 2]
+    return hit
+
+
+def _follow(known: GraspHand, angles: Tensor, start: Tensor, goal: Tensor, gap: Tensor, kind: Tensor) -> Tensor:
+    """Gripping fingers that met nothing go no further than their neighbours, as fingers do that share tendons."""
+    span = (goal - start)[:, :, 0]
+    share = ((angles - start)[:, :, 0] / torch.where(span.abs() < 1e-3, torch.ones_like(span), span)).clamp(0, 1)
+    share = share[:, known.rows]  # (N,5,3)
+    touches = (gap.amin(-1) < 0.004) & known.grips[kind]
+    four, felt = share[:, 1:], touches[:, 1:, None].to(share)
+    mean = (four * felt).sum(1, keepdim=True) / felt.sum(1, keepdim=True).clamp_min(1)
+    cap = torch.where(felt.sum(1, keepdim=True) > 0, mean + 0.12, torch.ones_like(mean))
+    grips = known.grips[kind][:, 1:, None]
+    four = torch.where((felt > 0) | ~grips, four, torch.minimum(four, cap))
+    share = torch.cat([share[:, :1], four], 1)
+    out = torch.empty_like(span)
+    out[:, known.rows.reshape(-1)] = share.reshape(len(share), 15)
+    return start + out[..., None] * (goal - start)
+
+
+def _quality(field: _Field, known: GraspHand, points: Tensor, rot: Tensor, at: Tensor, kind: Tensor) -> Tensor:
+    """(N,) of closed hands: fingers and palm that touch, less what is too deep."""
+    d = field(points, rot, at)
+    links = d[:, : 15 * PER_LINK].reshape(-1, 15, PER_LINK).amin(-1)[:, known.rows]  # (N,5,3)
+    touch = torch.exp(-(links.amin(-1).clamp_min(0) / 0.003))
+    ends = torch.exp(-(links[..., 2].clamp_min(0) / 0.003))
+    grips = known.grips[kind].to(d)
+    thumb, fingers = touch[:, 0], (touch * grips)[:, 1:].sum(1) / grips[:, 1:].sum(1)
+    palm = torch.exp(-(d[:, known.palm].amin(1).clamp_min(0) / 0.004))
+    precise = known.precise[kind]
+    tips = (ends * grips)[:, 1:].sum(1) / grips[:, 1:].sum(1)
+    relaxed = kind == FLAT
+    score = torch.where(
+        precise,
+        3 * torch.minimum(thumb, tips) + tips,
+        1.5 * palm + 2 * fingers + torch.where(relaxed | (kind == HOOK), 0.3, 1.5) * thumb,
+    )
+    return score - 250 * (-d - DEPTH).clamp_min(0).amax(1)
+
+
+def _finish(hand, bank, index, angle, known, angles, betas, rot, at, kind) -> Grasps:
+    rotations = rotations_from_angles(angles, hand.joint_frames)
+    v = hand.with_shape(betas).with_pose(rotations).vertices
+    some = v[:, ::4]
+    for _ in range(2):  # out of what is still too deep, along the field's slope there
+        x = some @ rot.mT + at[:, None]
+        d = bank.signed_distance(index, x, angle)
+        low, where = d.min(1)
+        slope = bank.normals_at(index, x.gather(1, where[:, None, None].expand(-1, 1, 3)), angle)[:, 0]
+        at = at + (-low - DEPTH).clamp(0, 0.01)[:, None] * slope
+    d = bank.signed_distance(index, v @ rot.mT + at[:, None], angle)
+    return Grasps(
+        rotations=rotations,
+        betas=betas,
+        object_from_hand=rigid.rigid(rot, at),
+        contact=d < TOUCH,
+        penetration=(-d).amax(1).clamp_min(0),
+        kind=kind,
+    )
