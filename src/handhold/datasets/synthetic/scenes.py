@@ -24,8 +24,9 @@ from . import arms, look, sensor
 from .assemble import EXTRAS, FAMILIES, PART, SKIN, SLEEVE, SLEEVE_2, THING, TORSO, Assembled, Assembler, mirror_bank
 from .backgrounds import Backgrounds
 from .gbuffer import amodal_masks
-from .grasps import sample_free_poses, sample_grasps
+from .grasps import sample_grasps
 from .objects import ObjectBank, make_object_bank
+from .poses import sample_free_poses
 from .sample import LEFT, RIGHT, HandTruth, ObjectTruth, SynthBatch
 
 SPLITS = ("train", "val", "test")
@@ -41,9 +42,11 @@ class SynthConfig:
     """Objects in the bank; one in ten is kept for validation and one in ten for tests."""
     seed: int = 0
     """Seed of the bank and of every scene."""
-    images: str | None = None
+    bank: Path | None = None
+    """File of a bank that `ObjectBank.save` wrote, instead of making one of `objects`."""
+    images: Path | None = None
     """Folder of pictures for backgrounds, used beside the procedural ones."""
-    meshes: str | None = None
+    meshes: Path | None = None
     """Folder of meshes (.obj, .ply) to be held, used beside the procedural ones."""
     empty: float = 0.22
     """Share of scenes whose hands hold nothing."""
@@ -55,7 +58,7 @@ class SynthConfig:
     """Share of scenes in which a torso or a face is behind the hands."""
     clutter: float = 0.35
     """Chance of each object that nobody touches."""
-    hand_share: tuple[float, float] = (0.18, 0.85)
+    hand_share: tuple[float, float] = (0.2, 0.95)
     """Least and greatest size of the hand over the picture's."""
     gloves: float = 0.03
     """Share of people with gloves."""
@@ -133,6 +136,8 @@ class Synth:
         self.config = config or SynthConfig()
         self.device = torch.device(device)
         given = () if self.config.meshes is None else read_meshes(self.config.meshes)
+        if bank is None and self.config.bank is not None:
+            bank = ObjectBank.load(self.config.bank)
         self.bank = bank or make_object_bank(self.config.objects, self.config.seed, meshes=given)
         self.bank = self.bank.to(self.device)
         self.hand = (hand or HandModel.open("right")).to(device=self.device)
@@ -242,7 +247,7 @@ class Synth:
         first = self.assemble.sizes[0] + self.assemble.sizes[1]
         attrs[first : first + len(self.skin)] = self.skin  # of the left hand
         surfaces = look.Surfaces(mesh.vertices, mesh.faces, mesh.normals, mesh.label, mesh.material, mesh.canon, attrs)
-        image, seen = look.render(
+        image, seen = self.render(
             surfaces, cast.materials, cast.light, cast.background, K, width, height, self.textures(split)
         )
         label = mesh.label.gather(1, seen.face.flatten(1).clamp(min=0)).reshape(seen.face.shape)
@@ -254,7 +259,7 @@ class Synth:
         right, left = self._truth(spec, mesh, K, labels, seen.depth)
         pose = torch.where(spec.mirror[:, None, None], _reflect(spec.cam_from_object), spec.cam_from_object)
         return SynthBatch(
-            image=sensor.expose(image, g), K=K, labels=labels, amodal=amodal, depth=seen.depth, right=right, left=left,
+            image=self.expose(image, g), K=K, labels=labels, amodal=amodal, depth=seen.depth, right=right, left=left,
             object=ObjectTruth(
                 spec.has_object, spec.index, pose, mesh.object, spec.angle, spec.bend & spec.has_object, spec.mirror
             ),
@@ -275,6 +280,9 @@ class Synth:
         light = look.sample_lights(n, g, self.device)
         background = self.backgrounds(split).sample(n, height, width, g, self.device)
         return Cast(look.Materials.table(table).to(self.device), light, background)
+
+    render = staticmethod(look.render)  # what makes pictures of surfaces; `pathtraced.render` takes its place
+    expose = staticmethod(sensor.expose)  # and photographs of pictures
 
     def textures(self, split: str) -> look.Textures:
         """Prints that no other split has."""
@@ -391,7 +399,7 @@ class Synth:
         c, device = self.config, self.device
         extras = torch.randint(first, last, (n, EXTRAS), generator=g).to(device)
         size = self.bank.size[extras].amax(-1)
-        behind = (torch.rand(n, EXTRAS, generator=g) < 0.9).to(device)
+        behind = (torch.rand(n, EXTRAS, generator=g) < 0.95).to(device)
         z = depth[:, None] + size + 0.16 + 0.5 * torch.rand(n, EXTRAS, generator=g).to(device)
         front = depth[:, None] - size - 0.16
         z = torch.where(behind | (front < 0.12), z, front)
