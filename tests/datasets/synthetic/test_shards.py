@@ -25,8 +25,9 @@ class FakeConfig:
 class Fake:
     """A stream of pictures of nothing; betas[0] counts them."""
 
-    def __init__(self, seed=0, fail_at=None, n_object=N):
-        self.seed, self.config, self.fail_at, self.calls, self.n_object = seed, FakeConfig(), fail_at, 0, n_object
+    def __init__(self, seed=0, fail_at=None, n_object=N, bodies=4):
+        self.seed, self.config, self.fail_at, self.calls = seed, FakeConfig(), fail_at, 0
+        self.n_object, self.bodies = n_object, bodies
 
     def batch(self, step, n, split="train"):
         self.calls += 1
@@ -55,9 +56,12 @@ class Fake:
         image = torch.nn.functional.interpolate(rand(n, 3, 4, 5), (H, W), mode="bilinear")
         depth = torch.where(rand(n, H, W) > 0.5, rand(n, H, W) + 0.3, 0)
         pose = torch.eye(4).repeat(n, 1, 1)
-        obj = ObjectTruth(rand(n) > 0.2, (rand(n) * 9).long(), pose, rand(n, self.n_object, 3), rand(n), rand(n) > 0.5)
+        vertices = rand(n, self.n_object, 3)
+        there, bent, mirrored = (rand(n) > 0.3 for _ in range(3))
+        obj = ObjectTruth(there, (rand(n) * 9).long(), pose, vertices, rand(n), bent, mirrored)
         labels = (rand(n, H, W) * 5).to(torch.uint8)
-        return SynthBatch(image, pose[:, :3, :3], labels, rand(n, 4, H, W) > 0.5, depth, hand(), hand(), obj)
+        amodal = rand(n, self.bodies, H, W) > 0.5
+        return SynthBatch(image, pose[:, :3, :3], labels, amodal, depth, hand(), hand(), obj)
 
 
 def write(folder, samples=40, stream=None, **kw):
@@ -90,6 +94,11 @@ def test_round_trip(tmp_path):
             else:
                 assert torch.equal(x, y), f.name
     shards.verify()
+
+
+def test_without_amodal_masks(tmp_path):
+    write(tmp_path, 8, Fake(bodies=0))
+    assert Shards(tmp_path).batch(0, 4).amodal.shape == (4, 0, H, W)
 
 
 def test_jpeg_is_close(tmp_path):

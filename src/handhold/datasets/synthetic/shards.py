@@ -302,7 +302,7 @@ def encode(batch: SynthBatch, image: str = "jpeg", quality: int = 95) -> bytes:
     out: dict[str, np.ndarray] = {}
     for name, value in _flatten(batch):
         x = value.detach().cpu().numpy()
-        if name in _PICTURES:
+        if name in _PICTURES and x.shape[1]:
             files = [_encode_picture(name, p, image, quality) for p in x]
             out[name + ".offsets"] = np.cumsum([0, *(len(f) for f in files)]).astype(np.int64)
             out[name + ".bytes"] = np.frombuffer(b"".join(files), np.uint8)
@@ -328,7 +328,7 @@ def decode(shard: Any, i: int) -> SynthBatch:
     keys = set(shard.keys())
 
     def field(name: str) -> Tensor:
-        if name in _PICTURES:
+        if name + ".bytes" in keys:
             a, b = (int(v) for v in shard.get_slice(name + ".offsets")[i : i + 2])
             return torch.from_numpy(_decode_picture(name, shard.get_slice(name + ".bytes")[a:b]))[None]
         if name + ".quantised" in keys:
