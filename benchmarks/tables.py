@@ -154,6 +154,59 @@ def recon_table(results: dict) -> str:
     return "\n".join([*lines, "", f"{sign} Written by `benchmarks/tables.py` from `benchmarks/results/recon.json`."])
 
 
+def regressor_table(results: dict) -> str:
+    """Both families of hand regressors by how much of the hand is hidden, then what they cost."""
+    rows = {k: v for k, v in results.get("networks", {}).items() if "levels" in v}
+    if not rows:
+        return "No results yet: `python benchmarks/frontend.py CHECKPOINT...`."
+    titles = {
+        "hands": "hands", "pa_mpjpe": "PA-MPJPE mm (asked <= 9)",
+        "pa_mpvpe": "PA-MPVPE mm (asked <= 9)", "mpjpe": "MPJPE mm (asked <= 20)",
+        "points": "2D, % of the hand", "place": "wrist in the camera mm (median)",
+    }  # fmt: skip
+    lines = [f"| family | hidden | {' | '.join(titles.values())} |", "|---" * (len(titles) + 2) + "|"]
+    for name, row in rows.items():
+        levels = row["levels"] | ({"all, boxes shaken": row["shaken"]} if row.get("shaken") else {})
+        for level, figures in levels.items():
+            lines.append(f"| {name} | {level} | {' | '.join(_number(figures[k]) for k in titles)} |")
+            name = ""
+    lines += ["", "| family | parameters M | file MB | ms a hand | peak MB | steps | trained s |", "|---" * 7 + "|"]
+    return "\n".join([*lines, *_costs(rows), "", _held_out(results)])
+
+
+def segmenter_table(results: dict) -> str:
+    """Intersection over union of each mask, and the cost."""
+    row = results.get("networks", {}).get("segmenter")
+    if not row:
+        return "No results yet: `python benchmarks/frontend.py CHECKPOINT...`."
+    names = list(row["iou"]["alone"])
+    lines = [f"| IoU | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for key, title in (("alone", "one picture"), ("previous", "given spoilt masks of a frame before")):
+        lines.append(f"| {title} | {' | '.join(format(row['iou'][key][k], '.3f') for k in names)} |")
+    lines += ["", "| | parameters M | file MB | ms a 480x360 frame | peak MB | steps | trained s |", "|---" * 7 + "|"]
+    return "\n".join([*lines, *_costs({"segmenter": row}), "", _held_out(results)])
+
+
+def _costs(rows: dict) -> list[str]:
+    out = []
+    for name, row in rows.items():
+        c, t = row["cost"], row.get("training") or {}
+        cells = [f"{c['parameters'] / 1e6:.2f}", c["file_mb"], c["ms"], c["peak_mb"], t.get("steps", "–")]
+        out.append(f"| {name} | {' | '.join(map(str, [*cells, t.get('seconds', '–')]))} |")
+    return out
+
+
+def _held_out(results: dict) -> str:
+    d = results["data"]
+    threads = {row["cost"]["threads"] for row in results["networks"].values()}
+    seen = f"{d['pictures']} generated pictures of {d['size']} px, split {d['split']}, seed {d['seed']}"
+    where = f"{results['machine']}, torch {results['torch']}, {results['date']}"
+    return (
+        f"{seen}; cost on {', '.join(map(str, sorted(threads)))} threads; {where}. "
+        "Written by `benchmarks/tables.py` from `benchmarks/results/frontend.json`."
+    )
+
+
 def _number(x: float) -> str:
     """Three digits, without an exponent."""
     return f"{x:.0f}" if abs(x) >= 100 else f"{x:.3g}"
@@ -176,6 +229,8 @@ BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "machine": ("render.json", machine_table),
     "bars": ("render.json", bars_table),
     "recon": ("recon.json", recon_table),
+    "regressors": ("frontend.json", regressor_table),
+    "segmenter": ("frontend.json", segmenter_table),
 }
 
 

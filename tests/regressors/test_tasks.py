@@ -96,7 +96,7 @@ def test_a_task_learns_one_batch_and_its_weights_come_back(name, tmp_path):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] and all(v.ndim == 0 and not v.requires_grad for v in metrics.values())
     model.eval()
     with torch.no_grad():

@@ -150,12 +150,11 @@ class Learner:
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW that decays matrices and convolutions only."""
+    """Fused AdamW that decays the matrices of linear layers and convolutions, and nothing else."""
     decayed, free = [], []
     for name, p in model.named_parameters():
         if p.requires_grad:
-            embedding = any(k in name.rsplit(".", 1)[-1] for k in ("token", "quer", "embed", "pos"))
-            (free if p.ndim < 2 or embedding else decayed).append(p)
+            (decayed if p.ndim >= 2 and name.endswith(".weight") else free).append(p)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
     groups = [g for g in groups if g["params"]]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)

@@ -1,0 +1,191 @@
+#!/usr/bin/env python3
+"""How well the trained networks do on generated pictures they have not seen, and what they cost.
+
+    python benchmarks/frontend.py CHECKPOINT... [--pictures 512] [--device cpu] [--shards DIR] [--out FILE]
+
+Pictures are of the generator's split "test" (objects that no training sees) and of another seed (other identities,
+grasps, backgrounds, light). Hand regressors get crops around the true joints, once exact and once shaken as a detector
+would; figures are given by how much of the hand other bodies hide. Cost is measured on the CPU, in a process of its
+own, one hand or frame at a time. Each CHECKPOINT is a file that `handhold train` exports; results of checkpoints that
+are not named stay in FILE. Writes FILE and benchmarks/tables.py's blocks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tables
+import torch
+from torch import Tensor
+
+from handhold.datasets.synthetic.sample import SynthBatch
+from handhold.files import write_atomically
+from handhold.regressors.checkpoints import load_model, read_header
+from handhold.regressors.crops import CropJitter, box_of_points, hand_crops
+from handhold.regressors.hand_losses import hand_errors
+from handhold.regressors.segmenter import confusion, corrupt_previous, iou
+from handhold.regressors.training.tasks import LEVELS, MASKS
+
+RESULTS = Path(__file__).parent / "results" / "frontend.json"
+SHAKEN = CropJitter(scale=0.15, shift=0.08, angle=0.0)
+FIGURES = ("pa_mpjpe", "pa_mpvpe", "mpjpe", "mpvpe", "points", "place")
+FRAME = (360, 480)
+
+
+def hand_rows(model: Any, batch: SynthBatch, jitter: CropJitter | None, seed: int) -> Tensor:
+    """(N, 1 + len(FIGURES)) of every hand that can be seen: hidden share; millimetres relative to the wrist; seen
+    joints' error in per cent of the hand's box; millimetres of the wrist in the camera."""
+    generator = torch.Generator(batch.image.device).manual_seed(seed)
+    crops = hand_crops(batch, generator, jitter, model.image_size)
+    if len(crops) == 0:
+        return torch.zeros(0, 1 + len(FIGURES))
+    with torch.no_grad():
+        errors = hand_errors(model(crops.image, crops.K), crops)
+    found = model.predict(crops)
+    n = len(batch)
+    both = {k: torch.cat([getattr(batch.right, k), getattr(batch.left, k)]) for k in ("points", "joints")}
+    truth = {k: v[crops.picture + n * crops.flipped] for k, v in both.items()}
+    box = box_of_points(truth["points"])
+    size = (box[:, 2:] - box[:, :2]).amax(1)
+    errors["points"] = 100 * (found.points - truth["points"]).norm(dim=-1).mean(1) / size
+    errors["place"] = 1000 * (found.joints[:, 0] - truth["joints"][:, 0]).norm(dim=-1)
+    return torch.stack([crops.truth.hidden, *(errors[k] for k in FIGURES)], 1).cpu()
+
+
+def by_level(rows: Tensor) -> dict[str, dict[str, float]]:
+    """Means over the hands of each occlusion level and over all; `place` is a median, for it has a long tail."""
+    out = {}
+    edges = [(f"{a:g}–{min(b, 1):g}", a, b) for a, b in zip(LEVELS, LEVELS[1:], strict=False)]
+    for name, low, high in [("all", -1.0, 2.0), *edges]:
+        some = rows[(rows[:, 0] >= low) & (rows[:, 0] < high)]
+        if len(some):
+            means = dict(zip(FIGURES, some[:, 1:].double().mean(0).tolist(), strict=True))
+            out[name] = {k: round(v, 3) for k, v in means.items()} | {"hands": len(some)}
+            out[name]["place"] = round(float(some[:, 1 + FIGURES.index("place")].median()), 3)
+    return out
+
+
+def regressor_figures(model: Any, batches: Iterable[SynthBatch]) -> dict[str, Any]:
+    exact, shaken = [], []
+    for i, batch in enumerate(batches):
+        exact.append(hand_rows(model, batch, None, i))
+        shaken.append(hand_rows(model, batch, SHAKEN, i))
+    return {"levels": by_level(torch.cat(exact)), "shaken": by_level(torch.cat(shaken)).get("all", {})}
+
+
+def segmenter_figures(model: Any, batches: Iterable[SynthBatch]) -> dict[str, Any]:
+    alone, told = 0, 0
+    with torch.no_grad():
+        for i, batch in enumerate(batches):
+            alone = alone + confusion(model(batch.image), batch.labels)
+            previous = corrupt_previous(batch.labels, torch.Generator().manual_seed(i), 0.0)
+            told = told + confusion(model(batch.image, previous), batch.labels)
+    out = {}
+    for name, counts in (("alone", alone), ("previous", told)):
+        each = dict(zip(MASKS, iou(counts)[1:].tolist(), strict=True))
+        out[name] = {k: round(v, 4) for k, v in each.items()} | {"mean": round(sum(each.values()) / len(each), 4)}
+    return {"iou": out}
+
+
+def cost(path: Path, threads: int) -> dict[str, float]:
+    """Milliseconds (median) and peak megabytes over what importing took, in a process of its own, on the CPU."""
+    done = subprocess.run([sys.executable, __file__, "--cost", str(path), str(threads)], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_cost(path: Path, threads: int, rounds: int = 30) -> dict[str, float]:
+    import resource
+
+    torch.set_num_threads(threads)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = load_model(path)
+    if read_header(path)["network"] == "segmenter":
+        if hasattr(model, "folded"):
+            model = model.folded()
+        inputs = (torch.rand(1, 3, *FRAME), torch.zeros(1, 5, *FRAME))
+    else:
+        K = torch.tensor([[[300.0, 0, 112], [0, 300, 112], [0, 0, 1]]])
+        inputs = (torch.rand(1, 3, *model.image_size), K)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(rounds):
+            begun = time.perf_counter()
+            model(*inputs)
+            seconds.append(time.perf_counter() - begun)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "ms": round(1000 * sorted(seconds[3:])[len(seconds[3:]) // 2], 1),
+        "peak_mb": round((peak - before) / 1024),
+        "threads": threads,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "file_mb": round(path.stat().st_size / 1e6, 2),
+    }
+
+
+def held_out(args: argparse.Namespace) -> list[SynthBatch]:
+    count = -(-args.pictures // args.batch)
+    if args.shards:
+        from handhold.datasets.synthetic.shards import Shards
+
+        stream = Shards(args.shards, device=args.device)
+    else:
+        from handhold.datasets.synthetic.scenes import Synth, SynthConfig
+
+        stream = Synth(replace(SynthConfig(), seed=args.seed, objects=args.objects), args.device)
+    return [stream.batch(i, args.batch, args.split) for i in range(count)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoints", nargs="*", type=Path)
+    parser.add_argument("--pictures", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument("--seed", type=int, default=1, help="of the generator; training has 0")
+    parser.add_argument("--objects", type=int, default=600)
+    parser.add_argument("--shards", type=Path, help="pictures made by `handhold synth` instead of new ones")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2, help="of the cost")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--cost", nargs=2, metavar=("CHECKPOINT", "THREADS"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.cost:
+        print(json.dumps(measure_cost(Path(args.cost[0]), int(args.cost[1]))))
+        return 0
+    try:
+        results = json.loads(args.out.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        results = {"networks": {}}
+    batches = held_out(args)
+    for path in args.checkpoints:
+        header, model = read_header(path), load_model(path, args.device)
+        judge = segmenter_figures if header["network"] == "segmenter" else regressor_figures
+        row = judge(model, batches) | {"cost": cost(path, args.threads), "training": header["extra"].get("training")}
+        results["networks"][header["network"]] = row
+        print(json.dumps({header["network"]: row}), flush=True)
+    data = {
+        "pictures": len(batches) * args.batch,
+        "split": args.split,
+        "seed": args.seed,
+        "size": batches[0].image.shape[-1],
+    }
+    machine = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    results |= {"data": data, "date": time.strftime("%Y-%m-%d"), **machine}
+    write_atomically(args.out, json.dumps(results, indent=1) + "\n")
+    print(tables.regressor_table(results), tables.segmenter_table(results), sep="\n\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
