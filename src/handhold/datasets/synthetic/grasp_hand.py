@@ -1,4 +1,4 @@
-"""What the grasp sampler knows of a hand: a few skin points per bone, its pads and palm, and how each grasp moves it."""
+"""What the grasp sampler knows of a hand: some skin points per bone, pads, palm, and how each grasp moves it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from ...geometry import meshes, rigid
 from ...hand import joints as jt
 from ...hand.model import HandModel
-from .poses import ROWS, angles_from, rotations_from_angles
+from .poses import ROWS, angles_from
 
 GRASPS = ("power", "pinch", "tripod", "lateral", "flat", "hook", "fingertip", "cradle", "palmar")
 POWER, PINCH, TRIPOD, LATERAL, FLAT, HOOK, FINGERTIP, CRADLE, PALMAR = range(len(GRASPS))
-PER_LINK = 8
+PER_LINK = 18  # skin points per finger link, spread the wider the fewer of them are taken
+FEW = 6  # of them while fingers are far from closed
 # Poses in degrees (see `poses.angles_from`): where fingers start, where they meet (pads together for the precision
 # grasps) and how far they may go on from there until they touch.
 _OPEN = {
@@ -45,14 +46,12 @@ _PRECISE = {"pinch": (1,), "tripod": (1, 2), "lateral": (1,), "fingertip": (1, 2
 
 @dataclass(frozen=True, eq=False)
 class GraspHand:
-    """Constants on the hand's device. P points, 8 on each of the 15 finger links (MANO order) and then the palm's."""
+    """Constants on the hand's device."""
 
-    ids: Tensor  # (P,) vertices
-    bone: Tensor  # (P,) MANO joint that carries the point
-    pads: Tensor  # (5,) rows of `ids`: a point on the pad of each finger, thumb first
-    side: Tensor  # () row of `ids`: the thumb side of the index finger's middle link
-    palm: Tensor  # (N,) rows of `ids` on the palm's inner face
-    coarse: Tensor  # (Q,) rows of `ids` that try out an approach
+    links: Tensor  # (15,L) vertices on each finger link, MANO order; a last link's begin with the pad and the tip
+    palm: Tensor  # (P,) vertices of palm and back, the palm's inner face first
+    inner: int  # how many of them are on the inner face
+    ends: Tensor  # (5,) rows of `links`: the last link of each finger, thumb first
     opened: Tensor  # (G,15,3) radians
     shut: Tensor  # (G,15,3)
     precise: Tensor  # (G,) bool: held between the thumb and other pads
@@ -68,65 +67,51 @@ def grasp_hand(hand: HandModel) -> GraspHand:
     frames, joints = h.joint_frames, h.joint_bases[0]
     normal = meshes.vertex_normals(h.v_template, h.faces)
     weight, owner = h.weights.max(1)
-    ids, bone = [], []
+    links = []
     for link in range(1, 16):
-        of = torch.nonzero((owner == link) & (weight > 0.75))[:, 0]
-        ids.append(of[_spread(h.v_template[of], PER_LINK)])
-        bone += [link] * PER_LINK
-    pads = []
+        of = torch.nonzero((owner == link) & (weight >= weight[owner == link].median().clamp_max(0.8)))[:, 0]
+        links.append(of[_spread(h.v_template[of], PER_LINK)])
     for parent, tip in zip(jt.MANO_TIP_PARENTS, h.tip_ids.tolist(), strict=True):
         along = torch.nn.functional.normalize(h.v_template[tip] - joints[parent], dim=0)
         inward = torch.linalg.cross(frames[parent - 1][:, 0], along)
         x = h.v_template - (joints[parent] + 0.7 * (h.v_template[tip] - joints[parent]))
         score = x @ inward - 2 * (x - (x @ inward)[:, None] * inward).norm(dim=1)
-        pads.append(int(torch.where(owner == parent, score, -9.0).argmax()))
-        row = (parent - 1) * PER_LINK  # the first point of each last link is its pad, the second its tip
-        ids[parent - 1] = torch.cat([torch.tensor([pads[-1], tip]), ids[parent - 1][: PER_LINK - 2]])
-    side_axis = -frames[1][:, 0] if h.side == "right" else frames[1][:, 0]
-    middle = torch.nonzero(owner == 2)[:, 0]
+        pad = int(torch.where(owner == parent, score, -9.0).argmax())
+        links[parent - 1] = torch.cat([torch.tensor([pad, tip]), links[parent - 1][: PER_LINK - 2]])
+    middle = torch.nonzero(owner == 2)[:, 0]  # the thumb's side of the index finger's middle link comes first
     x = h.v_template[middle] - (joints[2] + joints[3]) / 2
-    side_axis = torch.nn.functional.normalize(joints[1] - joints[7], dim=0)  # to the thumb's side
-    side = int(middle[(x @ side_axis - 1.5 * (x - (x @ side_axis)[:, None] * side_axis).norm(dim=1)).argmax()])
-    ids[1] = torch.cat([torch.tensor([side]), ids[1][: PER_LINK - 1]])
+    aside = torch.nn.functional.normalize(joints[1] - joints[7], dim=0)
+    side = middle[(x @ aside - 1.5 * (x - (x @ aside)[:, None] * aside).norm(dim=1)).argmax()]
+    links[1] = torch.cat([side[None], links[1][: PER_LINK - 1]])
     facing = palm_axes(torch.cat([joints, h.v_template[h.tip_ids]])[None])[1][0]
     of = torch.nonzero(owner == 0)[:, 0]
-    inner = of[(normal[of] @ facing > 0.5) & ((h.v_template[of] - joints[0]) @ (joints[4] - joints[0]) > 1e-3)]
-    outer = of[normal[of] @ facing < 0.2]
-    inner, outer = inner[_spread(h.v_template[inner], 20)], outer[_spread(h.v_template[outer], 16)]
-    palm = torch.arange(15 * PER_LINK, 15 * PER_LINK + len(inner))
-    bone += [0] * (len(inner) + len(outer))
-    ids = torch.cat([*ids, inner, outer])
-    at = torch.arange(len(ids))
-    coarse = torch.cat(
-        [at[: 15 * PER_LINK].reshape(15, PER_LINK)[:, [0, 1, 4]].reshape(-1), palm[::2], at[palm[-1] + 1 :: 2]]
-    )
+    inner = of[(normal[of] @ facing > 0.3) & ((h.v_template[of] - joints[0]) @ (joints[4] - joints[0]) > 1e-3)]
+    outer = of[normal[of] @ facing < 0.0]
+    inner, outer = inner[_spread(h.v_template[inner], 40)], outer[_spread(h.v_template[outer], 20)]
     grips = torch.ones(len(GRASPS), 5, dtype=torch.bool)
     for name, fingers in _PRECISE.items():
         grips[GRASPS.index(name)] = torch.tensor([k in (0, *fingers) for k in range(5)])
     out = {
-        "ids": ids,
-        "bone": torch.tensor(bone),
-        "pads": torch.tensor([(p - 1) * PER_LINK for p in jt.MANO_TIP_PARENTS]),
-        "side": torch.tensor(PER_LINK),
-        "palm": palm,
-        "coarse": coarse,
+        "links": torch.stack(links),
+        "palm": torch.cat([inner, outer]),
+        "ends": torch.tensor([p - 1 for p in jt.MANO_TIP_PARENTS]),
         "opened": torch.stack([angles_from(*_OPEN[g]) for g in GRASPS]),
         "shut": torch.stack([angles_from(*_SHUT[g]) for g in GRASPS]),
         "precise": torch.tensor([g in _PRECISE for g in GRASPS]),
         "grips": grips,
         "rows": torch.tensor([[ROWS[f] + k for k in range(3)] for f in jt.FINGERS]),
     }
-    return GraspHand(**{k: v.to(device) for k, v in out.items()})
+    return GraspHand(inner=len(inner), **{k: v.to(device) for k, v in out.items()})
 
 
 def _spread(x: Tensor, n: int) -> Tensor:
-    """Indices of n points of x (N,3), each the farthest from those before."""
+    """Indices of n points of x (N,3), each the farthest from those before; repeated if N < n."""
     chosen = [int((x - x.mean(0)).norm(dim=1).argmax())]
     d = (x - x[chosen[0]]).norm(dim=1)
     for _ in range(n - 1):
         chosen.append(int(d.argmax()))
         d = torch.minimum(d, (x - x[chosen[-1]]).norm(dim=1))
-    return torch.tensor(chosen)
+    return torch.tensor((chosen[: len(x)] * n)[:n])
 
 
 def palm_axes(joints: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,21 +128,31 @@ class Body:
     """N hands' bones and skin points at rest."""
 
     joints: Tensor  # (N,16,3)
-    points: Tensor  # (N,P,3)
+    links: Tensor  # (N,15,L,3)
+    palm: Tensor  # (N,P,3) on the wrist's bone, which does not move
 
     def rows(self, index: Tensor) -> Body:
-        return Body(self.joints[index], self.points[index])
+        return Body(self.joints[index], self.links[index], self.palm[index])
+
+    def times(self, n: int) -> Body:
+        """The hands n times over, one after the other."""
+        return Body(self.joints.repeat(n, 1, 1), self.links.repeat(n, 1, 1, 1), self.palm.repeat(n, 1, 1))
 
 
 def body(hand: HandModel, known: GraspHand, betas: Tensor) -> Body:
+    """Hands of the shapes betas (N,10)."""
     j0, jd = hand.joint_bases
-    points = hand.v_template[known.ids] + torch.einsum("pcb,nb->npc", hand.shapedirs[known.ids], betas)
-    return Body(j0 + torch.einsum("jcb,nb->njc", jd, betas), points)
+    ids = torch.cat([known.links.reshape(-1), known.palm])
+    points = hand.v_template[ids] + torch.einsum("pcb,nb->npc", hand.shapedirs[ids], betas)
+    n = known.links.numel()
+    return Body(
+        j0 + torch.einsum("jcb,nb->njc", jd, betas), points[:, :n].unflatten(1, known.links.shape), points[:, n:]
+    )
 
 
-def pose(of: Body, angles: Tensor, frames: Tensor, bone: Tensor) -> tuple[Tensor, Tensor]:
-    """Joints (N,16,3) and skin points (N,P,3), each carried by one bone, of hands with angles (N,15,3) in frames
-    (15,3,3); the wrist does not turn."""
+def pose(of: Body, angles: Tensor, frames: Tensor, count: int = PER_LINK) -> tuple[Tensor, Tensor]:
+    """Joints (N,16,3) and the first `count` points of each link (N,15,count,3), carried by its bone alone, of hands
+    with angles (N,15,3) in frames (15,3,3); the wrist does not turn."""
     local = rigid.so3_exp(torch.einsum("kca,nka->nkc", frames, angles)).reshape(-1, 5, 3, 3, 3)  # finger, link
     rest = of.joints[:, 1:].reshape(-1, 5, 3, 3)
     turn, at = [local[:, :, 0]], [rest[:, :, 0]]
@@ -165,12 +160,6 @@ def pose(of: Body, angles: Tensor, frames: Tensor, bone: Tensor) -> tuple[Tensor
         at.append(at[-1] + (turn[-1] @ (rest[:, :, k] - rest[:, :, k - 1])[..., None])[..., 0])
         turn.append(turn[-1] @ local[:, :, k])
     joints = torch.cat([of.joints[:, :1], torch.stack(at, 2).flatten(1, 2)], 1)
-    n = len(angles)
-    eye = torch.eye(3, device=angles.device, dtype=angles.dtype).expand(n, 1, 3, 3)
-    turns = torch.cat([eye, torch.stack(turn, 2).flatten(1, 2)], 1)
-    links = of.points[:, : 15 * PER_LINK].reshape(n, 15, PER_LINK, 3) - of.joints[:, 1:, None]
-    links = links @ turns[:, 1:].mT + joints[:, 1:, None]
-    return joints, torch.cat([links.flatten(1, 2), of.points[:, 15 * PER_LINK :]], 1)
-
-
-__all__ = ["GRASPS", "Body", "GraspHand", "body", "grasp_hand", "palm_axes", "pose", "rotations_from_angles"]
+    turns = torch.stack(turn, 2).flatten(1, 2)
+    links = (of.links[:, :, :count] - of.joints[:, 1:, None]) @ turns.mT + joints[:, 1:, None]
+    return joints, links

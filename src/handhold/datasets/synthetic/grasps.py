@@ -1,4 +1,4 @@
-"""Hands that hold the bank's objects: a grasp is chosen, the hand is brought to the object, and its fingers close on it.
+"""Hands that hold the bank's objects: a grasp is chosen, the hand is brought to the object, and its fingers close.
 
 Per grasp: spots on the surface with their thickness decide which of nine grasps fit (after the taxonomy of Feix et al.,
 "The GRASP taxonomy of human grasp types", 2016); the hand is laid to many spots and the few best are kept; the palm
@@ -19,6 +19,7 @@ from ...geometry import rigid
 from ...hand.model import HandModel
 from .grasp_hand import (
     CRADLE,
+    FEW,
     FINGERTIP,
     FLAT,
     GRASPS,
@@ -36,7 +37,7 @@ from .grasp_hand import (
     palm_axes,
     pose,
 )
-from .objects import ObjectBank
+from .objects import Distances, ObjectBank, articulate
 from .poses import clamped, pose_noise, rotations_from_angles, sample_betas
 
 SPOTS = 32  # spots tried per grasp
@@ -90,26 +91,34 @@ def sample_grasps(
     b, device = len(index), hand.device
     betas = sample_betas(b, generator, device).to(hand.dtype)
     at_rest = body(hand, known, betas)
-    spots = _spots(bank, index, generator, angle)
+    distances = bank.distances(index, angle)
+    spots = _spots(bank, distances, index, generator, angle)
     kind = _choose(spots, generator)
     opened, shut = _fingers(known, kind, generator)
     place = _precise_or_palm(known, frames, at_rest, opened, shut, kind, spots, generator)
-    score = _try_out(bank, index, angle, known, place, spots, kind, generator)
+    score = _try_out(distances, known, place, spots, kind, generator)
     best = score.topk(KEPT, dim=1).indices  # (B,C)
     many = torch.arange(b, device=device).repeat_interleave(KEPT)
-    rows_of, angle_of = index[many], None if angle is None else angle[many]
-    start, goal = (_take(x, best).flatten(0, 1) for x in (place.start, place.goal))
-    rot, at = _take(place.rot, best).flatten(0, 1), _take(place.at, best).flatten(0, 1)
-    forward, palmar = _take(place.forward, best).flatten(0, 1), ~known.precise[kind][many]
-    of = at_rest.rows(many)
-    field = _Field(bank, rows_of, angle_of)
-    at = _move_in(field, known, frames, of, start, rot, at, forward, palmar)
-    angles, gap = _close(field, known, frames, of, start, goal, rot, at)
-    angles = _follow(known, angles, start, goal, gap, kind[many])
-    joints, points = pose(of, angles, frames, known.bone)
-    score = _quality(field, known, points, rot, at, kind[many]) + _take(score, best).flatten() * 0.3
+    fingers = _Fingers(
+        known, frames, at_rest.rows(many), *(_take(x, best).flatten(0, 1) for x in (place.start, place.goal))
+    )
+    rot, at, forward = (_take(x, best).flatten(0, 1) for x in (place.rot, place.at, place.forward))
+    field, kinds = _Field(distances), kind[many]
+    at = _move_in(field, fingers, rot, at, forward, ~known.precise[kinds])
+    share = torch.zeros(len(many), 5, 3, device=device, dtype=hand.dtype)
+    share, gap = _close(field, fingers, share, rot, at, [0.125] * 8, [0.06, 0.03, 0.015], FEW)
+    share = _follow(known, share, gap, kinds)
+    score = _quality(field, fingers, share, rot, at, kinds) + 0.3 * _take(score, best).flatten()
     won = torch.arange(b, device=device) * KEPT + score.reshape(b, KEPT).argmax(1)
-    return _finish(hand, bank, index, angle, known, angles[won], betas, rot[won], at[won], kind)
+    fingers, share, rot, at = fingers.rows(won), share[won], rot[won], at[won]
+    at = _push_out(distances, at_rest.palm, rot, at, 1e-3, 3)
+    share = _reopen(field, fingers, share, rot, at)
+    share, _ = _close(field, fingers, share, rot, at, [], [0.06, 0.03, 0.015, 0.008], PER_LINK)
+    rotations = rotations_from_angles(fingers.angles(share), frames)
+    v = hand.with_shape(betas).with_pose(rotations).vertices
+    at = _push_out(distances, v[:, ::2], rot, at, DEPTH, 2)
+    d = distances(v @ rot.mT + at[:, None])
+    return Grasps(rotations, betas, rigid.rigid(rot, at), d < TOUCH, (-d).amax(1).clamp_min(0), kind)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -127,15 +136,15 @@ def _gumbel(generator, device, *shape):
 
 @dataclass(frozen=True, eq=False)
 class _Field:
-    """The distance to one object per row, seen from its hand."""
+    """The distance to B objects, seen from C hands each."""
 
-    bank: ObjectBank
-    index: Tensor
-    angle: Tensor | None
+    distances: Distances
 
     def __call__(self, points: Tensor, rot: Tensor, at: Tensor) -> Tensor:
-        """points (N,P,3) in hand frames, rot (N,3,3), at (N,3) -> (N,P)"""
-        return self.bank.signed_distance(self.index, points @ rot.mT + at[:, None], self.angle)
+        """points (B*C,P,3) in hand frames, rot (B*C,3,3), at (B*C,3) -> (B*C,P)"""
+        x = points @ rot.mT + at[:, None]
+        b = len(self.distances.base[0])
+        return self.distances(x.reshape(b, -1, 3)).reshape(x.shape[:2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,12 +160,10 @@ class _Spots:
     size: Tensor  # (B,3) the object's bounding box
 
 
-def _spots(bank: ObjectBank, index: Tensor, generator, angle: Tensor | None) -> _Spots:
+def _spots(bank: ObjectBank, distances: Distances, index: Tensor, generator, angle: Tensor | None) -> _Spots:
     device, b, k = index.device, len(index), SPOTS
     faces, v = bank.faces[index], bank.vertices[index]
     if angle is not None:
-        from .objects import articulate
-
         v = articulate(bank, index, angle)
     corner = v.gather(1, faces.reshape(b, -1, 1).expand(-1, -1, 3)).reshape(b, -1, 3, 3)
     cross = torch.linalg.cross(corner[:, :, 1] - corner[:, :, 0], corner[:, :, 2] - corner[:, :, 0])
@@ -175,7 +182,7 @@ def _spots(bank: ObjectBank, index: Tensor, generator, angle: Tensor | None) -> 
     t = torch.nn.functional.normalize(t - (t * normal).sum(-1, keepdim=True) * normal, dim=-1)
     upward = torch.where(_rand(generator, device, b, k) < 0.85, 1.0, -1.0)
     t = t * (torch.sign(t[..., 2:] + 1e-3) * upward[..., None])
-    field = lambda x: bank.signed_distance(index, x.reshape(b, -1, 3), angle)  # noqa: E731
+    field = lambda x: distances(x.reshape(b, -1, 3))  # noqa: E731
     thick = _extent(field, point - 1.5e-3 * normal, -normal) + 1.5e-3
     middle = point - 0.5 * thick[..., None] * normal
     across = torch.linalg.cross(normal, t)
@@ -270,16 +277,12 @@ def _precise_or_palm(
     steps = 9
     s = torch.linspace(0, 1, steps, device=device)[:, None, None, None]
     way = (opened + s * (shut - opened)).reshape(-1, 15, 3)  # (S*B,15,3)
-    spread_of = Body(of.joints.repeat(steps, 1, 1), of.points.repeat(steps, 1, 1))
-    joints, points = pose(spread_of, way, frames, known.bone)
-    pads = points[:, known.pads]
-    lateral = (kind == LATERAL).repeat(steps)[:, None]
-    grips = known.grips[kind].repeat(steps, 1)[:, 1:, None].to(points)
-    pads_mean = (pads[:, 1:] * grips).sum(1) / grips.sum(1)
-    partner = torch.where(lateral, points[:, known.side], pads_mean)
-    gap = (partner - pads[:, 0]).norm(dim=-1).reshape(steps, b)
+    _, links = pose(of.times(steps), way, frames, 1)
+    lateral = kind == LATERAL
+    thumb, partner = _opposing(known, links, kind.repeat(steps))
+    gap = (partner - thumb).norm(dim=-1).reshape(steps, b)
     # the first step, from shut to open, at which the object fits between the pads, with some room
-    room = torch.where(lateral[:b, 0], 0.012, 0.016)[:, None]
+    room = torch.where(lateral, 0.012, 0.016)[:, None]
     need = spots.thick + room  # (B,K)
     closed_enough = (gap[:, :, None] > need).to(gap)  # (S,B,K)
     last = (closed_enough.flip(0).cummax(0).values.sum(0)).clamp(0, steps) - 1  # widest index that is still open enough
@@ -294,15 +297,12 @@ def _precise_or_palm(
     goal = clamped(opened[:, None] + further[..., None, None] * (shut - opened)[:, None])
     # idle fingers go all their way
     many = torch.arange(b, device=device).repeat_interleave(k)
-    joints, points = pose(of.rows(many), start.flatten(0, 1), frames, known.bone)
-    pads = points[:, known.pads]
-    grips = known.grips[kind][many][:, 1:, None].to(points)
-    pads_mean = (pads[:, 1:] * grips).sum(1) / grips.sum(1)
-    partner = torch.where((kind == LATERAL)[many][:, None], points[:, known.side], pads_mean)
+    joints, links = pose(of.rows(many), start.flatten(0, 1), frames, 3)
+    thumb, partner = _opposing(known, links, kind[many])
     grip, facing, across = palm_axes(joints)
     # precise: thumb to partner runs against the normal
-    opposing = partner - pads[:, 0]
-    middle = (partner + pads[:, 0]) / 2
+    opposing = partner - thumb
+    middle = (partner + thumb) / 2
     reach = middle - 0.5 * (joints[:, 0] + joints[:, 4])
     hand_precise = _triad(opposing, reach)
     turn_by = 2 * math.pi * _rand(generator, device, b, k)
@@ -340,7 +340,22 @@ def _precise_or_palm(
     at = torch.where(p, anchor_precise, anchor_palm) - (rot @ from_hand[..., None])[..., 0]
     forward = torch.where(p, direction, -n)
     shape = lambda x: x.reshape(b, k, *x.shape[1:])  # noqa: E731
-    return _Place(shape(rot), shape(at), shape(forward), start, goal, shape(points[:, known.coarse]))
+    return _Place(
+        shape(rot),
+        shape(at),
+        shape(forward),
+        start,
+        goal,
+        shape(torch.cat([links.flatten(1, 2), of.palm[many][:, ::2]], 1)),
+    )
+
+
+def _opposing(known: GraspHand, links: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+    """The thumb's pad (N,3) and the middle of the pads (or the side of the index finger) that it works against."""
+    pads = links[:, known.ends, 0]
+    grips = known.grips[kind][:, 1:, None].to(pads)
+    mean = (pads[:, 1:] * grips).sum(1) / grips.sum(1)
+    return pads[:, 0], torch.where((kind == LATERAL)[:, None], links[:, 1, 0], mean)
 
 
 def _outward(joints: Tensor) -> Tensor:
@@ -348,13 +363,13 @@ def _outward(joints: Tensor) -> Tensor:
     return torch.nn.functional.normalize(joints[:, 4] - joints[:, 0], dim=-1)
 
 
-def _try_out(bank, index, angle, known: GraspHand, place: _Place, spots: _Spots, kind: Tensor, generator) -> Tensor:
+def _try_out(distances: Distances, known: GraspHand, place: _Place, spots: _Spots, kind: Tensor, generator) -> Tensor:
     """(B,K) how good each spot looks before closing."""
     b, k, q, _ = place.points.shape
     palm = ~known.precise[kind][:, None]
     at = torch.where(palm[..., None], place.at + 0.012 * place.forward, place.at)
     x = place.points @ place.rot.mT + at[:, :, None]
-    d = bank.signed_distance(index, x.reshape(b, -1, 3), angle).reshape(b, k, q)
+    d = distances(x.reshape(b, -1, 3)).reshape(b, k, q)
     deep = (-d - 0.001).clamp_min(0)
     bad = deep.sum(-1) * 40 + deep.amax(-1) * 60
     fits = _fits(spots).gather(2, kind[:, None, None].expand(b, k, 1))[..., 0]
@@ -367,51 +382,92 @@ def _try_out(bank, index, angle, known: GraspHand, place: _Place, spots: _Spots,
     return score + 0.35 * _gumbel(generator, d.device, b, k)
 
 
-def _move_in(field: _Field, known, frames, of: Body, start, rot, at, forward, palmar) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _Fingers:
+    """N hands whose fingers go from one pose towards another."""
+
+    known: GraspHand
+    frames: Tensor
+    of: Body
+    start: Tensor  # (N,15,3) radians
+    goal: Tensor
+
+    def rows(self, index: Tensor) -> _Fingers:
+        return _Fingers(self.known, self.frames, self.of.rows(index), self.start[index], self.goal[index])
+
+    def angles(self, share: Tensor) -> Tensor:
+        """share (N,5,3) of the way, thumb first -> angles (N,15,3)."""
+        per_joint = torch.empty(len(share), 15, device=share.device, dtype=share.dtype)
+        per_joint[:, self.known.rows.reshape(-1)] = share.reshape(-1, 15)
+        return clamped(self.start + per_joint[..., None] * (self.goal - self.start), 1.0)
+
+    def pose(self, share: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return pose(self.of, self.angles(share), self.frames, count)
+
+    def gaps(self, field: _Field, links: Tensor, rot: Tensor, at: Tensor) -> Tensor:
+        """(N,5,3) least distance of each link's points (N,15,count,3), thumb first."""
+        d = field(links.flatten(1, 2), rot, at).reshape(links.shape[:3]).amin(-1)
+        return d[:, self.known.rows]
+
+
+def _move_in(field: _Field, fingers: _Fingers, rot, at, forward, palmar) -> Tensor:
     """Moves palm grasps along their way until the hand touches: steps of the least distance (sphere tracing)."""
-    _, points = pose(of, start, frames, known.bone)
-    points = points[:, known.coarse]
+    _, links = fingers.pose(torch.zeros_like(fingers.start).reshape(-1, 5, 3, 3)[..., 0], FEW)
+    points = torch.cat([links.flatten(1, 2), fingers.of.palm], 1)
     for _ in range(6):
-        d = field(points, rot, at).amin(1)
-        step = (d - 0.0).clamp(-0.015, 0.02)
+        step = field(points, rot, at).amin(1).clamp(-0.015, 0.02)
         at = at + torch.where(palmar, step, torch.zeros_like(step))[:, None] * forward
     return at
 
 
-def _close(field: _Field, known: GraspHand, frames, of: Body, start, goal, rot, at) -> tuple[Tensor, Tensor]:
-    """Closes the fingers: angles (N,15,3), and the distance of each link (N,5,3) to the object.
+def _close(field: _Field, fingers: _Fingers, share, rot, at, strides, halvings, count) -> tuple[Tensor, Tensor]:
+    """Closes the fingers from `share` (N,5,3): the new one, and the distance of each link (N,5,3) to the object.
 
-    All links of a finger bend together; a link that touches stops its own and the joints before it.
+    All links of a finger bend together; a link that touches stops its own and the joints before it, for good among the
+    `strides`, and for one step among the `halvings`.
     """
-    n, device = len(start), start.device
-    progress = torch.zeros(n, 5, 3, device=device, dtype=start.dtype)
-    blocked = torch.zeros(n, 5, 3, dtype=torch.bool, device=device)
-    steps = [0.1] * 10 + [0.05, 0.025, 0.0125, 0.00625]
-    gap = torch.full_like(progress, 1.0)
-    joint_of = known.rows.reshape(-1)
-    span = goal - start
-    for i, step in enumerate(steps):
-        if i >= 10:
-            blocked = torch.zeros_like(blocked)
-        trial = torch.where(blocked, progress, (progress + step).clamp_max(1.0))
-        share = torch.empty(n, 15, device=device, dtype=start.dtype)
-        share[:, joint_of] = trial.reshape(n, 15)
-        joints, points = pose(of, start + share[..., None] * span, frames, known.bone)
-        d = field(points[:, : 15 * PER_LINK], rot, at).reshape(n, 15, PER_LINK).amin(-1)[:, joint_of].reshape(n, 5, 3)
-        hit = (d < -SLACK) | _thumb_meets_fingers(known, joints, points)
-        # joints up to the outermost link that hits go back
-        hit = hit.flip(-1).to(torch.uint8).cummax(-1).values.flip(-1).bool()
-        progress = torch.where(hit, progress, trial)
+    blocked = torch.zeros_like(share, dtype=torch.bool)
+    gap = torch.ones_like(share)
+    for i, step in enumerate([*strides, *halvings]):
+        trial = (share + step).clamp_max(1.0)
+        if i < len(strides):
+            trial = torch.where(blocked, share, trial)
+        joints, links = fingers.pose(trial, count)
+        d = fingers.gaps(field, links, rot, at)
+        hit = _inwards((d < -SLACK) | _thumb_meets_fingers(fingers.known, joints, links))
+        share = torch.where(hit, share, trial)
         gap = torch.where(hit, gap, d)
         blocked = blocked | hit
-    share = torch.empty(n, 15, device=device, dtype=start.dtype)
-    share[:, joint_of] = progress.reshape(n, 15)
-    return start + share[..., None] * span, gap
+    return share, gap
 
 
-def _thumb_meets_fingers(known: GraspHand, joints: Tensor, points: Tensor) -> Tensor:
+def _inwards(hit: Tensor) -> Tensor:
+    """Links (N,5,3) that hit -> the joints that move them: each link's own and those before it."""
+    return hit.flip(-1).to(torch.uint8).cummax(-1).values.flip(-1).bool()
+
+
+def _reopen(field: _Field, fingers: _Fingers, share, rot, at) -> Tensor:
+    """Backs links out of the object, looking at all their points."""
+    for _ in range(6):
+        _, links = fingers.pose(share, PER_LINK)
+        hit = _inwards(fingers.gaps(field, links, rot, at) < -SLACK)
+        share = torch.where(hit, (share - 0.07).clamp_min(-0.4), share)
+    return share
+
+
+def _push_out(distances: Distances, points: Tensor, rot: Tensor, at: Tensor, depth: float, times: int) -> Tensor:
+    """Moves hands (B,P,3) until no point is deeper than `depth`, along the field's slope at the deepest one."""
+    for _ in range(times):
+        x = points @ rot.mT + at[:, None]
+        low, where = distances(x).min(1)
+        slope = distances.normals(x.gather(1, where[:, None, None].expand(-1, 1, 3)))[:, 0]
+        at = at + (-low - depth).clamp(0, 0.01)[:, None] * slope
+    return at
+
+
+def _thumb_meets_fingers(known: GraspHand, joints: Tensor, links: Tensor) -> Tensor:
     """(N,5,3) bool: links of the thumb that come too close to another finger's bones."""
-    tips = points[:, known.pads + 1]
+    tips = links[:, known.ends, 1]
     thumb = torch.stack([0.5 * (joints[:, 14] + joints[:, 15]), 0.4 * joints[:, 15] + 0.6 * tips[:, 0], tips[:, 0]], 1)
     mcp, pip, dip = joints[:, [1, 4, 10]], joints[:, [2, 5, 11]], joints[:, [3, 6, 12]]
     others = torch.cat([0.5 * (mcp + pip), pip, 0.5 * (pip + dip), dip, 0.5 * (dip + tips[:, 1:4]), tips[:, 1:4]], 1)
@@ -422,32 +478,28 @@ def _thumb_meets_fingers(known: GraspHand, joints: Tensor, points: Tensor) -> Te
     return hit
 
 
-def _follow(known: GraspHand, angles: Tensor, start: Tensor, goal: Tensor, gap: Tensor, kind: Tensor) -> Tensor:
+def _follow(known: GraspHand, share: Tensor, gap: Tensor, kind: Tensor) -> Tensor:
     """Gripping fingers that met nothing go no further than their neighbours, as fingers do that share tendons."""
-    span = (goal - start)[:, :, 0]
-    share = ((angles - start)[:, :, 0] / torch.where(span.abs() < 1e-3, torch.ones_like(span), span)).clamp(0, 1)
-    share = share[:, known.rows]  # (N,5,3)
     touches = (gap.amin(-1) < 0.004) & known.grips[kind]
     four, felt = share[:, 1:], touches[:, 1:, None].to(share)
     mean = (four * felt).sum(1, keepdim=True) / felt.sum(1, keepdim=True).clamp_min(1)
     cap = torch.where(felt.sum(1, keepdim=True) > 0, mean + 0.12, torch.ones_like(mean))
     grips = known.grips[kind][:, 1:, None]
     four = torch.where((felt > 0) | ~grips, four, torch.minimum(four, cap))
-    share = torch.cat([share[:, :1], four], 1)
-    out = torch.empty_like(span)
-    out[:, known.rows.reshape(-1)] = share.reshape(len(share), 15)
-    return start + out[..., None] * (goal - start)
+    return torch.cat([share[:, :1], four], 1)
 
 
-def _quality(field: _Field, known: GraspHand, points: Tensor, rot: Tensor, at: Tensor, kind: Tensor) -> Tensor:
+def _quality(field: _Field, fingers: _Fingers, share, rot: Tensor, at: Tensor, kind: Tensor) -> Tensor:
     """(N,) of closed hands: fingers and palm that touch, less what is too deep."""
-    d = field(points, rot, at)
-    links = d[:, : 15 * PER_LINK].reshape(-1, 15, PER_LINK).amin(-1)[:, known.rows]  # (N,5,3)
+    known = fingers.known
+    _, points = fingers.pose(share, 2 * FEW)
+    links = fingers.gaps(field, points, rot, at)
+    palm_gap = field(fingers.of.palm, rot, at)
     touch = torch.exp(-(links.amin(-1).clamp_min(0) / 0.003))
     ends = torch.exp(-(links[..., 2].clamp_min(0) / 0.003))
-    grips = known.grips[kind].to(d)
+    grips = known.grips[kind].to(links)
     thumb, fingers = touch[:, 0], (touch * grips)[:, 1:].sum(1) / grips[:, 1:].sum(1)
-    palm = torch.exp(-(d[:, known.palm].amin(1).clamp_min(0) / 0.004))
+    palm = torch.exp(-(palm_gap[:, : known.inner].amin(1).clamp_min(0) / 0.004))
     precise = known.precise[kind]
     tips = (ends * grips)[:, 1:].sum(1) / grips[:, 1:].sum(1)
     relaxed = kind == FLAT
@@ -456,25 +508,5 @@ def _quality(field: _Field, known: GraspHand, points: Tensor, rot: Tensor, at: T
         3 * torch.minimum(thumb, tips) + tips,
         1.5 * palm + 2 * fingers + torch.where(relaxed | (kind == HOOK), 0.3, 1.5) * thumb,
     )
-    return score - 250 * (-d - DEPTH).clamp_min(0).amax(1)
-
-
-def _finish(hand, bank, index, angle, known, angles, betas, rot, at, kind) -> Grasps:
-    rotations = rotations_from_angles(angles, hand.joint_frames)
-    v = hand.with_shape(betas).with_pose(rotations).vertices
-    some = v[:, ::4]
-    for _ in range(2):  # out of what is still too deep, along the field's slope there
-        x = some @ rot.mT + at[:, None]
-        d = bank.signed_distance(index, x, angle)
-        low, where = d.min(1)
-        slope = bank.normals_at(index, x.gather(1, where[:, None, None].expand(-1, 1, 3)), angle)[:, 0]
-        at = at + (-low - DEPTH).clamp(0, 0.01)[:, None] * slope
-    d = bank.signed_distance(index, v @ rot.mT + at[:, None], angle)
-    return Grasps(
-        rotations=rotations,
-        betas=betas,
-        object_from_hand=rigid.rigid(rot, at),
-        contact=d < TOUCH,
-        penetration=(-d).amax(1).clamp_min(0),
-        kind=kind,
-    )
+    deepest = -torch.minimum(links.flatten(1).amin(1), palm_gap.amin(1))
+    return score - 250 * (deepest - DEPTH).clamp_min(0)

@@ -52,41 +52,22 @@ class ObjectBank:
     def to(self, device: str | torch.device) -> ObjectBank:
         return ObjectBank(**{f.name: _to(getattr(self, f.name), device) for f in fields(self)})
 
+    def distances(self, index: Tensor, angle: Tensor | None = None) -> Distances:
+        """The distance to each of the objects `index` (B,), for many questions; with `angle` (B,) radians the hinges
+        are open."""
+        if angle is None:
+            return Distances(self._fields(index), None, None, None)
+        rows = self.part_rows[index]
+        turn = rigid.so3_exp(self.hinge_axis[index] * angle[:, None])
+        return Distances(self._fields(rows[:, 0]), self._fields(rows[:, 1]), turn, self.hinge_pivot[index][:, None])
+
+    def _fields(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.sdf[rows][:, None], self.sdf_centre[rows][:, None], self.sdf_half[rows][:, None]
+
     def signed_distance(self, index: Tensor, points: Tensor, angle: Tensor | None = None) -> Tensor:
         """Distance (B,P) of points (B,P,3), in the frames of the objects `index` (B,), negative inside; trilinear in
         the grid, and outside it plus the distance to the grid. With `angle` (B,) radians the hinges are open."""
-        if angle is None:
-            return self._read(index, points)
-        rows = self.part_rows[index]
-        turn, pivot = rigid.so3_exp(self.hinge_axis[index] * angle[:, None]), self.hinge_pivot[index][:, None]
-        back = (points - pivot) @ turn + pivot
-        return torch.minimum(self._read(rows[:, 0], points), self._read(rows[:, 1], back))
-
-    def _read(self, row: Tensor, points: Tensor) -> Tensor:
-        g = self.sdf.shape[-1]
-        centre, half = self.sdf_centre[row][:, None], self.sdf_half[row][:, None]
-        x = points - centre
-        inside = torch.minimum(torch.maximum(x, -half), half)
-        at = (inside / half + 1) * (0.5 * (g - 1))
-        low = at.long().clamp(0, g - 2)
-        u = at - low
-        base = ((row[:, None] * g + low[..., 0]) * g + low[..., 1]) * g + low[..., 2]
-        flat = self.sdf.reshape(-1)
-        ux, uy, uz = u.unbind(-1)
-        value = 0.0
-        for i, wx in ((0, 1 - ux), (1, ux)):
-            for j, wy in ((0, 1 - uy), (1, uy)):
-                k = base + (i * g + j) * g
-                value = value + wx * wy * torch.lerp(flat[k], flat[k + 1], uz)
-        return value + (x - inside).norm(dim=-1)
-
-    def normals_at(self, index: Tensor, points: Tensor, angle: Tensor | None = None, step: float = 1.5e-3) -> Tensor:
-        """(B,P,3) unit gradient of `signed_distance` by central differences of `step` metres."""
-        b, p = points.shape[:2]
-        shift = step * torch.eye(3, device=points.device, dtype=points.dtype)
-        shift = torch.cat([shift, -shift])
-        d = self.signed_distance(index, (points[:, :, None] + shift).reshape(b, 6 * p, 3), angle).reshape(b, p, 6)
-        return torch.nn.functional.normalize(d[..., :3] - d[..., 3:], dim=-1)
+        return self.distances(index, angle)(points)
 
     def save(self, path: str | Path) -> None:
         """Writes an npz without pickled parts; distances as float16."""
@@ -106,6 +87,39 @@ class ObjectBank:
         kind = tuple(str(k) for k in got.pop("kind"))
         got["sdf"] = got["sdf"].astype(np.float32)
         return ObjectBank(**{k: torch.from_numpy(v).to(device) for k, v in got.items()}, kind=kind)
+
+
+@dataclass(frozen=True, eq=False)
+class Distances:
+    """Signed distance to one object per row: a base, and perhaps a second part that is turned about its hinge."""
+
+    base: tuple[Tensor, Tensor, Tensor]  # (B,1,G,G,G) grid, (B,1,3) its centre, (B,1,3) its half size
+    second: tuple[Tensor, Tensor, Tensor] | None
+    turn: Tensor | None  # (B,3,3)
+    pivot: Tensor | None  # (B,1,3)
+
+    def __call__(self, points: Tensor) -> Tensor:
+        """points (B,P,3) metres in the objects' frames -> (B,P), negative inside."""
+        d = _trilinear(points, *self.base)
+        if self.second is None:
+            return d
+        return torch.minimum(d, _trilinear((points - self.pivot) @ self.turn + self.pivot, *self.second))
+
+    def normals(self, points: Tensor, step: float = 1.5e-3) -> Tensor:
+        """(B,P,3) unit gradient, by central differences of `step` metres."""
+        b, p = points.shape[:2]
+        shift = step * torch.eye(3, device=points.device, dtype=points.dtype)
+        shift = torch.cat([shift, -shift])
+        d = self((points[:, :, None] + shift).reshape(b, 6 * p, 3)).reshape(b, p, 6)
+        return torch.nn.functional.normalize(d[..., :3] - d[..., 3:], dim=-1)
+
+
+def _trilinear(points: Tensor, grid: Tensor, centre: Tensor, half: Tensor) -> Tensor:
+    x = (points - centre) / half
+    inside = x.clamp(-1, 1)
+    at = inside.flip(-1)[:, :, None, None]  # the sampler's x is the grid's last axis
+    value = torch.nn.functional.grid_sample(grid, at, padding_mode="border", align_corners=True)
+    return value[:, 0, :, 0, 0] + ((x - inside) * half).norm(dim=-1)
 
 
 def _to(x, device):
