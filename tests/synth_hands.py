@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import torch
 from torch import Tensor
 
@@ -67,14 +69,9 @@ def hand_batch(n: int, seed: int = 0, width: int = 320, height: int = 240, focal
         )  # fmt: skip
     image = spots(torch.cat([hands["right"].points, hands["left"].points], 1), width, height, 3.0)
     none = torch.zeros(n, dtype=torch.bool)
-    thing = ObjectTruth(
-        none,
-        torch.zeros(n, dtype=torch.int64),
-        torch.eye(4).repeat(n, 1, 1),
-        torch.zeros(n, 1, 3),
-        torch.zeros(n),
-        none,
-    )
+    blank = {k.name: none for k in fields(ObjectTruth)}
+    blank |= {"index": torch.zeros(n, dtype=torch.int64), "cam_from_object": torch.eye(4).repeat(n, 1, 1)}
+    thing = ObjectTruth(**blank | {"vertices": torch.zeros(n, 1, 3), "angle": torch.zeros(n)})
     return SynthBatch(
         image, K, torch.zeros(n, height, width, dtype=torch.uint8), torch.zeros(n, 4, height, width, dtype=torch.bool),
         torch.zeros(n, height, width), hands["right"], hands["left"], thing,

@@ -88,6 +88,9 @@ def exact_loss(
         chord = (out.rotations - t.rotations).abs().mean((2, 3)) * 3
         terms["root"], terms["pose"] = _mean(chord[:, 0], t), _mean(chord[:, 1:].mean(1), t)
         terms["betas"] = _mean((out.betas - t.betas[:, : out.betas.shape[1]]).abs().mean(1), t)
+    if out.token_joints is not None:  # counted with the joints of the surface, as in METRO
+        extra = out.token_joints - out.token_joints[:, :1] - (t.joints - wrist_t)
+        terms["joints"] = (terms["joints"] + _mean(100 * extra.abs().mean((1, 2)), t)) / 2
     loss = sum(getattr(weights, k) * v for k, v in terms.items())
     if out.coarse is not None:
         loss = loss + weights.coarse * exact_loss(out.coarse, crops, weights)[0]

@@ -70,6 +70,7 @@ class HandOutput:
     log_sigma: Tensor  # (N,21) log of the expected error of `points` over the crop's width
     camera: Tensor  # (N,3) raw camera
     coarse: HandOutput | None = None  # what was before the last refinement
+    token_joints: Tensor | None = None  # (N,21,3) joints of the direct family's own queries
 
 
 class CrossBlock(nn.Module):
