@@ -1,4 +1,4 @@
-"""The command line: `handhold run VIDEO`, each stage alone, and demo, assets, doctor.
+"""The command line: `handhold run VIDEO`, each stage alone, and demo, synth, train, convert, assets, doctor.
 
 Exit codes: 0 ok (also for a result marked partial), 2 wrong usage, 3 unusable input, 130 stopped by Ctrl-C.
 Nothing heavy is imported before the arguments are known.
@@ -34,7 +34,7 @@ from .errors import HandholdError
 
 Bare = tyro.conf.arg(name="")  # a table whose settings are given without its name: --stride, not --prepare.stride
 Method = Literal["rigid"]
-COMMANDS = ("run", *STAGES, "demo", "train", "convert", "assets", "doctor")
+COMMANDS = ("run", *STAGES, "demo", "synth", "train", "convert", "assets", "doctor")
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,61 @@ class DemoArgs(_Settings, _Common):
 
     out: Path = Path("runs/demo")
     """Run folder."""
+
+
+@dataclass(frozen=True)
+class SynthArgs:
+    """Make pictures of hands and objects with exact truth: shards of single pictures, or with --clip a video."""
+
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")] = tyro.MISSING
+    """Folder to write. The same command goes on where it stopped; more samples are added to those there."""
+    samples: int = 1024
+    """Pictures."""
+    size: int = 256
+    """Their width and height, pixels."""
+    split: Literal["train", "val", "test"] = "train"
+    """No two splits share an object, a print or a room."""
+    seed: int = 0
+    """Seed of everything; the same seed and settings give the same pictures."""
+    look: Literal["fast", "path"] = "fast"
+    """Rasterised, or path traced by Mitsuba (pip install "handhold[pathtraced]")."""
+    paths: int = 48
+    """Light paths per pixel of the path-traced look."""
+    images: Path | None = None
+    """Folder of pictures for backgrounds, used beside the procedural ones."""
+    meshes: Path | None = None
+    """Folder of closed meshes in metres (.obj, .ply) to be held, used beside the procedural objects."""
+    objects: int = 600
+    """Procedural objects."""
+    amodal: bool = False
+    """Also draw every body's mask as if it were alone."""
+    png: bool = False
+    """Keep pictures as PNG rather than JPEG."""
+    shard: int = 256
+    """Pictures per shard, a multiple of 16."""
+    clip: bool = False
+    """Make one video with truth, fit for `handhold run` and its --truth."""
+    kind: Literal["hold", "grasp", "regrasp", "hinge", "squeeze", "empty"] = "hold"
+    """What happens in the video: held and turned all the time, taken and put back, taken otherwise half way, opened,
+    squeezed, or nothing held."""
+    hands: Literal["right", "left", "both"] = "right"
+    """Whose hands are in the video."""
+    camera: Literal["static", "moving"] = "static"
+    """Whether the camera of the video moves."""
+    turn: float = 300.0
+    """Degrees by which the object of the video is rolled."""
+    frames: int = 48
+    """Frames of the video."""
+    fps: float = 15.0
+    """Frames per second of the video."""
+    frame_size: tuple[int, int] = (480, 360)
+    """Width and height of the video, even."""
+    device: str = "cpu"
+    """Torch device, e.g. cpu or cuda."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    json: bool = False
+    """Print one JSON object with the result on stdout, and nothing else there."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +219,8 @@ def parser_inputs(base: Config | None = None) -> tuple[dict[str, Any], dict[str,
     c = base if base is not None else Config()
     settings = {f: getattr(c, f) for f in ("prepare", "track", "fit", "evaluate", "export", "method", "seed", "device")}
     kinds = {"run": RunArgs, **dict.fromkeys(STAGES, StageArgs), "demo": DemoArgs}
-    kinds |= {"train": TrainArgs, "convert": ConvertArgs, "assets": AssetsArgs, "doctor": DoctorArgs}
+    kinds |= {"synth": SynthArgs, "train": TrainArgs, "convert": ConvertArgs}
+    kinds |= {"assets": AssetsArgs, "doctor": DoctorArgs}
     defaults = {name: kind(**settings) if issubclass(kind, _Settings) else kind() for name, kind in kinds.items()}
     return kinds, defaults
 
@@ -241,6 +297,49 @@ def _demo(command: str, args: DemoArgs, argv: list[str]) -> int:
     return _pipeline(replace(args, prepare=prepare, evaluate=evaluate), clip / "video.mp4", args.out)
 
 
+def _synth(command: str, args: SynthArgs, argv: list[str]) -> int:
+    from functools import partial
+
+    from .datasets.synthetic import pathtraced
+    from .datasets.synthetic.scenes import Synth, SynthConfig
+    from .progress import make_progress
+
+    report = make_progress(None, args.quiet or args.json)
+    report.begin("synth")
+    ended = "failed"
+    try:
+        folders = {k: None if (v := getattr(args, k)) is None else str(v) for k in ("images", "meshes")}
+        size = min(args.frame_size) if args.clip else args.size
+        config = SynthConfig(size=size, objects=args.objects, seed=args.seed, amodal=args.amodal, **folders)
+        report(0.0, "making objects")
+        stream = Synth(config, args.device)
+        render = partial(pathtraced.render, samples=args.paths) if args.look == "path" else None
+        if args.clip:
+            from .datasets.synthetic.clips import ClipConfig, make_clip
+
+            clip = ClipConfig(args.kind, args.hands, args.camera, args.turn, split=args.split)
+            how = {"synth": stream, "render": render, "report": report}
+            make_clip(args.out, clip, args.seed, args.frames, args.fps, args.frame_size, **how)
+            told = {"files": {n: str(args.out / n) for n in ("video.mp4", "K.txt", "gt.npz", "clip.json")}}
+        else:
+            from .datasets.synthetic.shards import stream_settings, write_shards
+
+            settings = stream_settings(stream) | {"look": [args.look, args.paths] if render else ["fast"]}
+            stream.render = render or stream.render
+            how = {"split": args.split, "image": "png" if args.png else "jpeg", "settings": settings}
+            write_shards(stream, args.out, args.samples, args.shard, report, **how)
+            told = {"samples": args.samples, "files": {"index.json": str(args.out / "index.json")}}
+        ended = "done"
+    finally:
+        report.end(ended)
+        report.close()
+    if args.json:
+        print(json.dumps({"ok": True, "folder": str(args.out), **told}))
+    elif not args.quiet:
+        print(args.out)
+    return 0
+
+
 def _train(command: str, args: TrainArgs, argv: list[str]) -> int:
     from . import train
 
@@ -298,6 +397,7 @@ def _doctor(command: str, args: DoctorArgs, argv: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[str, Any, list[str]], int]] = {
     "run": _run,
     "demo": _demo,
+    "synth": _synth,
     "train": _train,
     "convert": _convert,
     "assets": _assets,

@@ -100,7 +100,9 @@ def _picture(
     """(3,H,W) linear."""
     import mitsuba as mi
 
-    with mi.variant_context(VARIANT):
+    if mi.variant() is None:
+        mi.set_variant(VARIANT)
+    with mi.variant_context(VARIANT):  # whatever the caller works with is kept
         scene: dict[str, Any] = {
             "type": "scene",
             "integrator": {"type": "path", "max_depth": bounces + 1, "hide_emitters": True},
