@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ...errors import UnusableInput
 from . import prints
+from .filters import halved, tent
 from .textures import linear_from_srgb
 
 
@@ -98,12 +99,11 @@ def _defocus(x: Tensor, u) -> Tensor:
         return x
     y = x[some]
     levels = [y]
-    for k in (4, 8):
-        if min(h, w) < 2 * k:
+    for _ in range(2):
+        if min(h, w) >> len(levels) < 4:
             break
-        small = F.avg_pool2d(y, k // 2, ceil_mode=True)
-        small = F.avg_pool2d(F.pad(small, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        levels.append(F.interpolate(small, (h, w), mode="bilinear"))
+        y = tent(tent(halved(y)))
+        levels.append(F.interpolate(y, (h, w), mode="bilinear"))
     a = amount.to(x.device)[some].clamp(max=len(levels) - 1)[:, None, None, None]
     x[some] = sum(v * (1 - (a - k).abs()).clamp_min(0) for k, v in enumerate(levels))
     return x

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .filters import halved, tent
 from .gbuffer import rasterize_batch
 
 SHADOW_SIZE = 128  # pixels of a shadow map
-LAMPS = 3
+LAMPS = 2
 _DISTANCE = 24.0  # of the shadow map's camera, in scene radii: nearly parallel rays
 
 
@@ -49,7 +50,7 @@ def sample_lights(n: int, generator: torch.Generator, device: str | torch.device
     tilt = u(-0.3, 1.3)  # how far the camera looks down
     up = F.normalize(torch.stack([0.15 * torch.randn(n, generator=g), -tilt.cos(), -tilt.sin()], 1), dim=1)
     d = F.normalize(torch.randn(n, LAMPS, 3, generator=g), dim=2)
-    d = F.normalize(d + up[:, None] * torch.tensor([1.0, 0.5, 0.3])[:, None], dim=2)
+    d = F.normalize(d + up[:, None] * torch.tensor([1.0, 0.4])[:, None], dim=2)
     frontal = F.normalize(torch.tensor([0.0, 0.0, -1.0]) + 0.35 * torch.randn(n, 3, generator=g), dim=1)
     d[:, 0] = torch.where(u(0, 1, 1) < 0.15, frontal, d[:, 0])
     behind = (d[:, 0, 2] > 0.45)[:, None] & (u(0, 1, 1) < 0.7)  # against the light, but seldom
@@ -57,7 +58,7 @@ def sample_lights(n: int, generator: torch.Generator, device: str | torch.device
     warm = temperature(torch.exp(u(math.log(2700), math.log(9500), LAMPS + 1)))
     warm = 1 + (warm - 1) * u(0.2, 1.0, 1, 1)
     key = u(0.05, 1.0) ** 1.3  # share of the light that is the key lamp's
-    strength = torch.stack([1.5 * key, 0.5 * u() ** 2, 0.4 * u() ** 2], 1)
+    strength = torch.stack([1.5 * key, 0.6 * u() ** 2], 1)
     color = warm[:, :LAMPS] * strength[..., None]
     base = 1.0 - 0.75 * key
     env = warm[:, LAMPS] * base[:, None]
@@ -90,21 +91,32 @@ def temperature(kelvin: Tensor) -> Tensor:
     return rgb / rgb.mean(-1, keepdim=True)
 
 
-def ambient(harmonics: Tensor, normal: Tensor) -> Tensor:
-    """(*,3) light from the environment on a surface with normal (*,3), harmonics (*,9,3) or broadcastable."""
-    x, y, z = normal.unbind(-1)
-    basis = torch.stack([torch.ones_like(x), x, y, z, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y], -1)
-    return (basis[..., None] * harmonics).sum(-2).clamp_min(0.0)
+def per_point(x: Tensor, picture: Tensor) -> Tensor:
+    """(*,N) of each point's picture, from x (B,*); of one picture it is only a view (*,1)."""
+    return x[0][..., None] if len(x) == 1 else x[picture].movedim(0, -1)
 
 
-def scene_sphere(position: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre (B,3) and radius (B) of the visible points (B,P,3), seen (B,P); a metre away where nothing is seen."""
-    w = seen.to(position)[..., None]
-    n = w.sum(1)
-    centre = (position * w).sum(1) / n.clamp_min(1)
+def ambient(harmonics: Tensor, normal: Tensor, picture: Tensor) -> Tensor:
+    """(3,N) light from the environment on a surface with normal (3,N), harmonics (B,9,3), picture (N,)."""
+    x, y, z = normal
+    basis = torch.stack([torch.ones_like(x), x, y, z, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y])
+    if len(harmonics) == 1:
+        return (harmonics[0].T @ basis).clamp_min(0)
+    h = harmonics[picture]
+    return torch.stack([(basis * h[..., k].T).sum(0) for k in range(3)]).clamp_min(0)
+
+
+def scene_sphere(depth: Tensor, ray: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre (B,3) and radius (B) of the visible points of depth (B,H,W), 0 where nothing is seen, along rays
+    (B,3,H,W); a metre away where nothing is seen. Every fourth pixel is looked at."""
+    z, d = depth[:, 2::4, 2::4].flatten(1), ray[:, :, 2::4, 2::4].flatten(2)
+    w = (z > 0).to(z)[:, None]
+    position = d * z[:, None]
+    n = w.sum(2)
+    centre = (position * w).sum(2) / n.clamp_min(1)
     centre = torch.where(n > 0, centre, centre.new_tensor([0.0, 0.0, 1.0]))
-    radius = ((position - centre[:, None]).square().sum(2) * w[..., 0]).amax(1).sqrt()
-    return centre, (1.1 * radius).clamp(0.06, 0.5)
+    radius = ((position - centre[..., None]).square().sum(1) * w[:, 0]).amax(1).sqrt()
+    return centre, (1.15 * radius).clamp(0.06, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,44 +124,33 @@ class ShadowMap:
     """What the key lamp sees, as the first two moments of its depth (Donnelly and Lauritzen, "Variance shadow maps",
     I3D 2006), blurred by the lamp's size."""
 
-    moments: Tensor  # (B,2,S,S) of depth, in radii from the scene's centre
+    moments: Tensor  # (B,S,S,2) of depth, in radii from the scene's centre
     axes: Tensor  # (B,3,3) rows: right, down and away from the lamp
     centre: Tensor  # (B,3)
     radius: Tensor  # (B)
 
-    def lit(self, points: Tensor, picture: Tensor | None = None) -> Tensor:
-        """Share of the key lamp that reaches points (N,3) of picture (N,) or (B,N,3): 0 shadow to 1."""
-        if picture is None:
-            local = (points - self.centre[:, None]) @ self.axes.transpose(1, 2) / self.radius[:, None, None]
+    def lit(self, points: Tensor, picture: Tensor) -> Tensor:
+        """Share of the key lamp that reaches points (3,N) of picture (N,): 0 shadow to 1."""
+        away = (points - per_point(self.centre, picture)) / per_point(self.radius, picture)
+        if len(self.axes) == 1:
+            x, y, depth = self.axes[0] @ away
         else:
             axes = self.axes[picture]
-            local = (axes @ (points - self.centre[picture])[..., None])[..., 0] / self.radius[picture, None]
-        depth = local[..., 2]
-        at = local[..., :2] * (_DISTANCE / (_DISTANCE + depth))[..., None]
-        if picture is None:
-            m = F.grid_sample(self.moments, at[:, :, None], align_corners=False, padding_mode="border")[..., 0]
-            mean, square = m[:, 0], m[:, 1]
-        else:
-            mean, square = _gather_bilinear(self.moments, at, picture)
-        over = depth - mean - 0.02
+            x, y, depth = ((axes[:, k].T * away).sum(0) for k in range(3))
+        s = self.moments.shape[1]
+        shrink = (s / 2) * _DISTANCE / (_DISTANCE + depth)
+        x = (x * shrink + (s / 2 - 0.5)).clamp(0, s - 1.001)
+        y = (y * shrink + (s / 2 - 0.5)).clamp(0, s - 1.001)
+        x0, y0 = x.int(), y.int()
+        fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+        i = y0 * s + x0 + (picture * (s * s) if len(self.axes) > 1 else 0)
+        data = self.moments.reshape(-1, 2)
+        top = torch.lerp(data[i], data[i + 1], fx)
+        low = torch.lerp(data[i + s], data[i + (s + 1)], fx)
+        mean, square = torch.lerp(top, low, fy).T
+        over = (depth - mean - 0.02).clamp_min(0)
         variance = (square - mean * mean).clamp_min(4e-4)
-        chance = variance / (variance + over.clamp_min(0).square())
-        return ((chance - 0.15) / 0.85).clamp(0, 1)
-
-
-def _gather_bilinear(maps: Tensor, at: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
-    """Both channels of maps (B,2,S,S) at (N,2) in [-1,1] of picture (N,)."""
-    s = maps.shape[-1]
-    xy = ((at + 1) * (s / 2) - 0.5).clamp(0, s - 1.001)
-    low = xy.long()
-    f = xy - low
-    i = (picture * s + low[:, 1]) * s + low[:, 0]
-    data = maps.permute(0, 2, 3, 1).reshape(-1, 2)
-    fx, fy = f[:, :1], f[:, 1:]
-    top = data[i] * (1 - fx) + data[i + 1] * fx
-    end = data[i + s] * (1 - fx) + data[i + s + 1] * fx
-    m = top * (1 - fy) + end * fy
-    return m[:, 0], m[:, 1]
+        return ((variance / (variance + over * over) - 0.15) / 0.85).clamp(0, 1)
 
 
 def shadow_map(
@@ -166,37 +167,27 @@ def shadow_map(
     depth = rasterize_batch(local, faces, K, size, size).depth
     d = torch.where(depth > 0, depth - _DISTANCE, 1.5)
     m = torch.stack([d, d * d], 1)
-    levels = []
-    for reach in (1, 3, 7):
-        for _ in range(2):
-            m = _box_blur(m, reach)
-        levels.append(m)
+    levels = [tent(m)]
+    for k in (2, 4):
+        small = tent(tent(halved(m) if k == 2 else halved(halved(m))))
+        levels.append(F.interpolate(small, (size, size), mode="bilinear"))
     s = light.softness.clamp(0, 1)[:, None, None, None] * (len(levels) - 1)
     moments = sum(v * (1 - (s - k).abs()).clamp_min(0) for k, v in enumerate(levels))
-    return ShadowMap(moments, axes, centre, radius)
-
-
-def _box_blur(x: Tensor, reach: int) -> Tensor:
-    """Mean over 2 reach + 1 pixels in both directions, edges repeated."""
-    k = 2 * reach + 1
-    x = F.avg_pool2d(F.pad(x, (reach, reach, 0, 0), mode="replicate"), (1, k), 1)
-    return F.avg_pool2d(F.pad(x, (0, 0, reach, reach), mode="replicate"), (k, 1), 1)
+    return ShadowMap(moments.permute(0, 2, 3, 1).contiguous(), axes, centre, radius)
 
 
 def hollows(depth: Tensor, strength: Tensor) -> Tensor:
     """(B,H,W) in (0,1]: darker where a surface lies behind what is around it (after Luft, Colditz and Deussen, "Image
     enhancement by unsharp masking the depth buffer", SIGGRAPH 2006), at two radii. depth (B,H,W), 0 is nothing."""
-    mask = (depth > 0).to(depth)
-    x = torch.stack([depth, mask], 1)
-    half = F.avg_pool2d(x, 2, ceil_mode=True) if min(depth.shape[1:]) >= 64 else x
-    total = torch.zeros_like(half[:, 0])
-    own = half[:, 0] / half[:, 1].clamp_min(1e-6)
-    for reach, limit in ((2, 0.006), (6, 0.02)):
-        m = half
-        for _ in range(2):
-            m = _box_blur(m, reach)
-        behind = own - m[:, 0] / m[:, 1].clamp_min(1e-6)
+    near = halved(torch.stack([depth, (depth > 0).to(depth)], 1))
+    own = near[:, 0] / near[:, 1].clamp_min(1e-6)
+    total = torch.zeros_like(own)
+    far = near
+    for limit in (0.006, 0.02):
+        far = tent(tent(halved(far)))
+        around = F.interpolate(far, own.shape[1:], mode="bilinear")
+        behind = own - around[:, 0] / around[:, 1].clamp_min(1e-6)
         behind = behind * (behind < 6 * limit)  # a far surface behind an outline is not in a hollow
         total = total + (behind / limit).clamp(0, 1)
-    total = F.interpolate(total[:, None], depth.shape[1:], mode="bilinear")[:, 0]
-    return torch.exp(-0.55 * strength[:, None, None] * total)
+    shade = torch.exp(-0.55 * strength[:, None, None] * total)
+    return F.interpolate(shade[:, None], depth.shape[1:], mode="bilinear")[:, 0]

@@ -16,7 +16,7 @@ All random draws happen on the CPU, from the caller's generator: a picture is th
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,10 @@ __all__ = [
     "ATTRIBUTES", "Light", "Materials", "Surfaces", "Textures", "make_textures", "render", "sample_lights",
     "sample_materials", "skin_attributes", "vertex_normals",
 ]  # fmt: skip
+
+
+PIXELS = 1 << 23  # rendered at a time on an accelerator
+PIXELS_CPU = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,172 +90,200 @@ def render(
         image, _ = render(surfaces, materials, light, large, big, width * s, height * s, textures)
         faces = batch_faces(surfaces.faces, len(K))
         return F.avg_pool2d(image, s), rasterize_batch(surfaces.vertices, faces, K, width, height)
-    n = len(surfaces.vertices)
-    faces = batch_faces(surfaces.faces, n)
-    t, v = faces.shape[1], surfaces.vertices.shape[1]
-    gb = rasterize_batch(surfaces.vertices, faces, K, width, height)
-    ray = pixel_rays(K, width, height)  # (B,HW,3)
-    depth = gb.depth.reshape(n, -1)
-    seen = depth > 0
-    position = ray * depth[..., None]
-    centre, radius = lighting.scene_sphere(position, seen)
-    shadows = lighting.shadow_map(surfaces.vertices, faces, light, centre, radius)
-    ao = lighting.hollows(gb.depth, light.hollow)
-    image = background * _ground_shadow(light, shadows, position, seen, ray).reshape(n, 1, height, width)
+    n, v = surfaces.vertices.shape[:2]
+    s = Surfaces(
+        surfaces.vertices, batch_faces(surfaces.faces, n), surfaces.normals, surfaces.label,
+        surfaces.material.long().expand(n, surfaces.faces.shape[-2]), surfaces.canon.expand(n, v, 3),
+        None if surfaces.attrs is None else surfaces.attrs.expand(n, v, surfaces.attrs.shape[-1]),
+    )  # fmt: skip
+    if s.normals is None:
+        s = replace(s, normals=vertex_normals(s.vertices, s.faces))
+    budget = PIXELS_CPU if background.device.type == "cpu" else PIXELS
+    step = max(1, budget // (width * height))
+    parts = []
+    for i in range(0, n, step):  # a few pictures at a time: what fits the caches, or the memory
+        some = slice(i, i + step)
+        cut = [None if x is None else x[some] for x in (getattr(s, k.name) for k in fields(s))]
+        lamps = replace(light, **{k.name: getattr(light, k.name)[some] for k in fields(light)})
+        parts.append(
+            _render(Surfaces(*cut), materials.rows(some), lamps, background[some], K[some], width, height, textures)
+        )
+    images, buffers = zip(*parts, strict=True)
+    return torch.cat(images), GBuffer(*(torch.cat([getattr(b, k) for b in buffers]) for k in ("face", "bary", "depth")))
 
-    pixel = torch.nonzero(seen.reshape(-1))[:, 0]
+
+def _render(
+    surfaces: Surfaces, materials: Materials, light: Light, background: Tensor, K: Tensor, width: int, height: int,
+    textures: Textures,
+) -> tuple[Tensor, GBuffer]:  # fmt: skip
+    n, t = surfaces.faces.shape[:2]
+    v = surfaces.vertices.shape[1]
+    gb = rasterize_batch(surfaces.vertices, surfaces.faces, K, width, height)
+    ray = pixel_rays(K, width, height)  # (B,3,H,W)
+    centre, radius = lighting.scene_sphere(gb.depth, ray)
+    shadows = lighting.shadow_map(surfaces.vertices, surfaces.faces, light, centre, radius)
+    image = background * _ground_shadow(light, shadows, gb.depth, ray)
+    pixel = torch.nonzero(gb.depth.reshape(-1) > 0)[:, 0]
     if len(pixel) == 0:
         return image, gb
     picture = torch.div(pixel, height * width, rounding_mode="floor")
     tri = gb.face.reshape(-1)[pixel] + picture * t
-    at = position.reshape(-1, 3)[pixel]
-    material = surfaces.material.long().expand(n, t)
-    row = material.reshape(-1)[tri] + picture * materials.shape[1]
-    normals = surfaces.normals
-    if normals is None:
-        normals = vertex_normals(surfaces.vertices, faces)
-    canon = surfaces.canon.expand(n, v, 3)
-    columns = [normals, canon]
+    z = gb.depth.reshape(-1)[pixel]
+    toward = _at_pixels(ray, pixel, picture)  # (3,N), z is 1
+    row = surfaces.material.reshape(-1)[tri] + picture * materials.shape[1]
+    columns = [surfaces.normals, surfaces.canon]
     if surfaces.attrs is not None:
-        columns.append(surfaces.attrs.expand(n, v, surfaces.attrs.shape[-1]))
-    corner = (faces + torch.arange(n, device=faces.device)[:, None, None] * v).reshape(-1, 3)
+        columns.append(surfaces.attrs)
+    corners = surfaces.faces + torch.arange(n, device=pixel.device)[:, None, None] * v
+    corners = corners.reshape(-1, 3)[tri]
     value = F.embedding_bag(
-        corner[tri], torch.cat(columns, -1).reshape(n * v, -1), mode="sum",
+        corners, torch.cat(columns, -1).reshape(n * v, -1), mode="sum",
         per_sample_weights=gb.bary.reshape(-1, 3)[pixel],
     )  # fmt: skip
-    view = -F.normalize(at, dim=1)
-    normal = _facing(F.normalize(value[:, :3], dim=1), view)
-    axis, box = _canonical(canon, faces, material, materials.shape[1])
-    focal = K[:, 0, 0].to(at)[picture]
-    points = Points(
-        row, value[:, 3:6], axis.reshape(-1)[tri], box, value[:, 6:] if surfaces.attrs is not None else None,
-        at[:, 2] / focal,
-    )  # fmt: skip
+    view = -toward * torch.rsqrt((toward * toward).sum(0))
+    normal = _facing(_unit(value[:, :3].T.contiguous()), view)
+    focal = lighting.per_point(K[:, 0, 0].to(z), picture)
+    box = _canonical_box(surfaces, materials.shape[1])
+    attrs = value[:, 6:] if surfaces.attrs is not None else None
+    points = Points(row, value[:, 3:6], corners, surfaces.canon.reshape(-1, 3), box, attrs, z / focal)
     look = evaluate(materials, textures, points)
-    normal = _relief(normal, look.height, ray.reshape(-1, 3)[pixel], at[:, 2], focal, row, pixel, gb.face.shape)
-    normal = _facing(normal, view)
-    color = _shade(light, shadows, textures, look, normal, view, at, ao.reshape(-1)[pixel], picture)
-    image = image.permute(0, 2, 3, 1).reshape(-1, 3)
-    image[pixel] = color
-    image = image.reshape(n, height, width, 3).permute(0, 3, 1, 2)
     body = torch.full((n * height * width,), -1, dtype=torch.int32, device=image.device)
     body[pixel] = row.int()
-    return _soften_outlines(image, body.reshape(n, height, width), gb.depth), gb
+    body = body.reshape(n, height, width)
+    normal = _facing(_relief(normal, look.height, toward, z / focal, pixel, body), view)
+    hollow = lighting.hollows(gb.depth, light.hollow).reshape(-1)[pixel]
+    color = _shade(light, shadows, textures, look, normal, view, toward * z, hollow, picture)
+    return _composed(image, color, pixel, picture, body, gb.depth), gb
 
 
 def pixel_rays(K: Tensor, width: int, height: int) -> Tensor:
-    """(B,H*W,3) directions with z = 1 through pixel centres."""
+    """(B,3,H,W) directions with z = 1 through pixel centres."""
     x = (torch.arange(width, device=K.device, dtype=torch.float32) + 0.5 - K[:, 0, 2, None]) / K[:, 0, 0, None]
     y = (torch.arange(height, device=K.device, dtype=torch.float32) + 0.5 - K[:, 1, 2, None]) / K[:, 1, 1, None]
-    n = len(K)
-    x, y = x[:, None].expand(n, height, width), y[:, :, None].expand(n, height, width)
-    return torch.stack([x, y, torch.ones_like(x)], -1).reshape(n, -1, 3).float()
+    shape = (len(K), height, width)
+    x, y = x[:, None].expand(shape), y[:, :, None].expand(shape)
+    return torch.stack([x, y, torch.ones_like(x)], 1).float()
+
+
+def _at_pixels(x: Tensor, pixel: Tensor, picture: Tensor) -> Tensor:
+    """(C,N) of x (B,C,H,W) at flat pixels (N,) of all pictures."""
+    n, c = x.shape[:2]
+    flat = x.flatten(2)
+    if n == 1:
+        return flat[0][:, pixel]
+    inside = pixel - picture * flat.shape[2]
+    return flat[picture[None], torch.arange(c, device=x.device)[:, None], inside[None]]
+
+
+def _unit(x: Tensor) -> Tensor:
+    """(3,N) made unit vectors."""
+    return x * torch.rsqrt((x * x).sum(0).clamp_min(1e-20))
 
 
 def _facing(normal: Tensor, view: Tensor) -> Tensor:
-    """Normals turned as little as needed not to face away."""
-    away = (normal * view).sum(1, keepdim=True)
-    return F.normalize(normal + (0.03 - away).clamp_min(0) * view, dim=1)
+    """Normals (3,N) turned as little as needed not to face away."""
+    return _unit(normal + (0.03 - (normal * view).sum(0)).clamp_min(0) * view)
 
 
-def _canonical(canon: Tensor, faces: Tensor, material: Tensor, m: int) -> tuple[Tensor, Tensor]:
-    """The axis each face's canonical normal follows most (B,T), and the canonical box (B*M,2,3) of each material."""
-    n, t = faces.shape[:2]
-    c = canon.gather(1, faces.reshape(n, -1, 1).expand(-1, -1, 3)).reshape(n, t, 3, 3)
-    cross = torch.linalg.cross(c[:, :, 1] - c[:, :, 0], c[:, :, 2] - c[:, :, 0])
-    axis = cross.abs().argmax(-1)
-    real = (cross.abs().sum(-1) > 0)[..., None]
-    index = (material + torch.arange(n, device=faces.device)[:, None] * m).reshape(-1, 1).expand(-1, 3)
-    low = c.new_full((n * m, 3), math.inf)
-    low = low.scatter_reduce(0, index, torch.where(real, c.amin(2), math.inf).reshape(-1, 3), "amin")
-    high = c.new_full((n * m, 3), -math.inf)
-    high = high.scatter_reduce(0, index, torch.where(real, c.amax(2), -math.inf).reshape(-1, 3), "amax")
-    used = torch.isfinite(low) & torch.isfinite(high)
-    return axis, torch.stack([torch.where(used, low, 0.0), torch.where(used, high, 1.0)], 1)
+def _canonical_box(surfaces: Surfaces, m: int) -> Tensor:
+    """(B*M,2,3) canonical box of each material."""
+    n, t = surfaces.faces.shape[:2]
+    index = (surfaces.material + torch.arange(n, device=surfaces.faces.device)[:, None] * m).reshape(-1, 1)
+    first, second, third = surfaces.faces.unbind(-1)
+    real = ((first != second) & (second != third)).reshape(-1, 1)  # not padding
+    ends = []
+    for op, none in (("amin", math.inf), ("amax", -math.inf)):
+        end = surfaces.canon.new_full((n * m, 3), none)
+        for corner in (first, second, third):
+            c = surfaces.canon.gather(1, corner[..., None].expand(-1, -1, 3)).reshape(-1, 3)
+            end = end.scatter_reduce(0, index.expand(-1, 3), torch.where(real, c, none), op)
+        ends.append(torch.where(torch.isfinite(end), end, 0.0))
+    return torch.stack(ends, 1)
 
 
-def _ground_shadow(light: Light, shadows: lighting.ShadowMap, position: Tensor, seen: Tensor, ray: Tensor) -> Tensor:
-    """(B,HW) factor of the background: the scene's shadow on a plane under or behind it."""
-    normal = light.plane[:, :, None]
-    level = torch.where(seen, (position @ normal)[..., 0], math.inf).amin(1)
+def _ground_shadow(light: Light, shadows: lighting.ShadowMap, depth: Tensor, ray: Tensor) -> Tensor:
+    """(B,1,H,W) factor of the background: the scene's shadow on a plane under or behind it, at a quarter of the size."""
+    n, h, w = depth.shape
+    normal = light.plane
+    d = ray[:, :, 2::4, 2::4] if min(h, w) >= 16 else ray
+    z = depth[:, 2::4, 2::4] if min(h, w) >= 16 else depth
+    towards = (d * normal[:, :, None, None]).sum(1)
+    level = torch.where(z > 0, z * towards, math.inf).flatten(1).amin(1)
     level = torch.where(torch.isfinite(level), level, -1.0) - light.gap
-    towards = (ray @ normal)[..., 0]
-    t = level[:, None] / torch.where(towards.abs() < 1e-4, 1e-4, towards)
+    t = level[:, None, None] / torch.where(towards.abs() < 1e-4, 1e-4, towards)
     on_plane = (t > 0.05) & (t < 3)
-    spot = ray * torch.where(on_plane, t, 0.0)[..., None]
-    lit = shadows.lit(spot)
-    near = (1 - (spot - shadows.centre[:, None]).norm(dim=2) / (6 * shadows.radius[:, None])).clamp(0, 1)
-    return 1 - (1 - lit) * near.sqrt() * on_plane * (light.ground * light.shadow * 0.75)[:, None]
+    spot = d * torch.where(on_plane, t, 0.0)[:, None]
+    picture = torch.arange(n, device=depth.device).repeat_interleave(z[0].numel())
+    lit = shadows.lit(spot.movedim(1, 0).reshape(3, -1), picture).reshape(z.shape)
+    away = (spot - shadows.centre[:, :, None, None]).square().sum(1).sqrt()
+    near = (1 - away / (6 * shadows.radius[:, None, None])).clamp(0, 1)
+    strength = (light.ground * light.shadow * 0.75)[:, None, None]
+    factor = 1 - (1 - lit) * near.sqrt() * on_plane * strength
+    return F.interpolate(factor[:, None], (h, w), mode="bilinear")
 
 
-def _relief(
-    normal: Tensor, height: Tensor, ray: Tensor, z: Tensor, focal: Tensor, row: Tensor, pixel: Tensor, shape: torch.Size
-) -> Tensor:
-    """Normals (N,3) bent by the slope of the relief (N) metres between neighbouring pixels of the same material."""
-    n, rows, cols = shape
-    dense = height.new_zeros(n * rows * cols)
-    dense[pixel] = height
-    body = torch.full((n * rows * cols,), -1, dtype=torch.int32, device=height.device)
-    body[pixel] = row.int()
-    grid, body = dense.reshape(n, rows, cols), body.reshape(n, rows, cols)
+def _relief(normal: Tensor, height: Tensor, ray: Tensor, unit: Tensor, pixel: Tensor, body: Tensor) -> Tensor:
+    """Normals (3,N) bent by the slope of the relief (N) metres between neighbouring pixels of the same body (B,H,W).
+    ray (3,N) with z 1; unit (N) metres that a pixel spans."""
+    grid = height.new_zeros(body.numel())
+    grid[pixel] = height
+    grid = grid.reshape(body.shape)
     slopes = []
     for dim in (2, 1):
         step = torch.diff(grid, dim=dim) * (torch.diff(body, dim=dim) == 0)
-        pad = (0, 1) if dim == 2 else (0, 0, 0, 1)
-        back = (1, 0) if dim == 2 else (0, 0, 1, 0)
-        slopes.append((0.5 * (F.pad(step, pad) + F.pad(step, back))).reshape(-1)[pixel])
-    facing = (normal * ray).sum(1).clamp_max(-0.15)
-    unit = (z / focal)[:, None]
-    px = unit * (normal.new_tensor([1.0, 0, 0]) - (normal[:, 0] / facing)[:, None] * ray)
-    py = unit * (normal.new_tensor([0, 1.0, 0]) - (normal[:, 1] / facing)[:, None] * ray)
-    across, down = torch.linalg.cross(py, normal), torch.linalg.cross(normal, px)
-    det = (px * across).sum(1)
-    det = torch.where(det.abs() < 1e-12, 1e-12, det)
-    gradient = (slopes[0][:, None] * across + slopes[1][:, None] * down) / det[:, None]
-    size = gradient.norm(dim=1, keepdim=True)
-    return F.normalize(normal - gradient * (0.8 / (0.8 + size)), dim=1)
+        pad = (1, 1) if dim == 2 else (0, 0, 1, 1)
+        step = F.pad(step, pad)
+        both = step[..., 1:] + step[..., :-1] if dim == 2 else step[:, 1:] + step[:, :-1]
+        slopes.append(0.5 * both.reshape(-1)[pixel] / unit)
+    nx, ny, nz = normal
+    facing = (normal * ray).sum(0).clamp_max(-0.15)
+    a, b = nx / facing, ny / facing  # how much farther along the ray the surface is a pixel to the right, or down
+    px, py, pz = 1 - a * ray[0], -a * ray[1], -a  # one pixel to the right on the surface, in units
+    qx, qy, qz = -b * ray[0], 1 - b * ray[1], -b
+    across = torch.stack([qy * nz - qz * ny, qz * nx - qx * nz, qx * ny - qy * nx])
+    down = torch.stack([ny * pz - nz * py, nz * px - nx * pz, nx * py - ny * px])
+    det = px * across[0] + py * across[1] + pz * across[2]
+    det = torch.where(det.abs() < 1e-6, 1e-6, det)
+    gradient = (across * slopes[0] + down * slopes[1]) / det
+    size = (gradient * gradient).sum(0).sqrt()
+    return normal - gradient * (0.8 / (0.8 + size))
 
 
 def _shade(light, shadows, textures, look, normal, view, at, ao, picture) -> Tensor:
-    """(N,3) radiance."""
-    under = look.skin[:, None]
+    """(3,N) radiance."""
+    of = lighting.per_point
     lit = shadows.lit(at + normal * 0.003, picture)
-    lit = 1 - light.shadow[picture] * (1 - lit)
-    wrap = under * normal.new_tensor([0.32, 0.14, 0.09])
-    bleed = 1 - under * normal.new_tensor([0.4, 0.12, 0.05])  # light under the skin reaches into the shadow
-    diffuse = lighting.ambient(light.harmonics[picture], normal) * ao[:, None]
-    spec = torch.zeros_like(normal)
-    tint = look.metal[:, None]
-    f0 = look.f0[:, None] * (1 - tint) + look.albedo * tint
-    nv = (normal * view).sum(1).clamp_min(0.02)
+    lit = 1 - of(light.shadow, picture) * (1 - lit)
+    under = look.skin
+    wrap = under * normal.new_tensor([[0.32], [0.14], [0.09]])
+    diffuse = lighting.ambient(light.harmonics, normal, picture) * ao
+    f0 = look.f0 * (1 - look.metal) + look.albedo * look.metal
+    nv = (normal * view).sum(0).clamp_min(0.02)
+    spec = 0.0
     for k in range(light.direction.shape[1]):
-        d, color = light.direction[picture, k], light.color[picture, k]
-        nl = (normal * d).sum(1)
-        direct = ((nl[:, None] + wrap) / (1 + wrap)).clamp_min(0)
-        if k == 0:
-            direct = direct * lit[:, None] ** bleed
-            reached = lit
-        else:
-            direct, reached = direct * ao[:, None], ao
+        d, color = of(light.direction[:, k], picture), of(light.color[:, k], picture)
+        nl = (normal * d).sum(0)
+        reached = lit if k == 0 else ao
+        direct = ((nl + wrap) / (1 + wrap)).clamp_min(0) * reached
+        if k == 0:  # light under the skin reaches into the shadow, red light farthest
+            direct = direct + under * normal.new_tensor([[0.30], [0.07], [0.02]]) * (lit.sqrt() - lit) * nl.clamp_min(0)
         diffuse = diffuse + direct * color
-        half = F.normalize(d + view, dim=1)
-        nh, vh = (normal * half).sum(1).clamp(0, 1), (view * half).sum(1).clamp(0, 1)
-        alpha = (look.rough + light.spread[picture, k]).clamp(0.1, 1).square()
+        half = _unit(d + view)
+        nh, vh = (normal * half).sum(0).clamp(0, 1), (view * half).sum(0).clamp(0, 1)
+        alpha = (look.rough + of(light.spread[:, k], picture)).clamp(0.1, 1).square()
         lobe = _ggx(nh, alpha)
         if k == 0:  # skin has a second, sharper lobe: its oil
-            lobe = lobe + 0.25 * look.skin * (_ggx(nh, alpha * 0.35) - lobe)
+            lobe = lobe + 0.25 * under * (_ggx(nh, alpha * 0.35) - lobe)
         nl = nl.clamp_min(0)
-        fresnel = f0 + (1 - f0) * ((1 - vh) ** 5)[:, None]
-        shape = lobe * nl * math.pi * 0.25 / (nl + nv - nl * nv).clamp_min(0.05) * reached
-        spec = spec + fresnel * color * shape.clamp_max(8.0)[:, None]
-    mirror = 2 * nv[:, None] * normal - view
-    around = lighting.ambient(light.harmonics[picture], mirror)
+        shape = lobe * nl * (math.pi * 0.25) / (nl + nv - nl * nv).clamp_min(0.05) * reached
+        fresnel = f0 + (1 - f0) * (1 - vh).square().square() * (1 - vh)
+        spec = spec + fresnel * color * shape.clamp_max(8.0)
+    mirror = 2 * nv * normal - view
     gloss = (1 - look.rough).clamp(0, 1)
-    room = noise(textures.volume, mirror * 0.35 + light.direction[picture, 0])[:, 0]  # things that are mirrored
-    around = around * torch.exp(1.3 * gloss * room)[:, None]
-    edge = f0 + (torch.maximum(gloss[:, None], f0) - f0) * ((1 - nv) ** 5)[:, None]
-    spec = spec + around * edge * ao[:, None]
-    return look.albedo * diffuse * (1 - tint) + spec
+    room = noise(textures, mirror * 0.35 + of(light.direction[:, 0], picture))[0]  # things that are mirrored
+    around = lighting.ambient(light.harmonics, mirror, picture) * (torch.exp(1.3 * gloss * room) * ao)
+    edge = f0 + (gloss.maximum(f0) - f0) * (1 - nv).square().square() * (1 - nv)
+    return look.albedo * diffuse * (1 - look.metal) + spec + around * edge
 
 
 def _ggx(nh: Tensor, alpha: Tensor) -> Tensor:
@@ -260,16 +292,32 @@ def _ggx(nh: Tensor, alpha: Tensor) -> Tensor:
     return a / (math.pi * (nh * nh * (a - 1) + 1).square())
 
 
-def _soften_outlines(image: Tensor, body: Tensor, depth: Tensor) -> Tensor:
-    """The picture with its outlines blended over about a pixel, as an area sensor would."""
-    edge = torch.zeros_like(depth)
+def _composed(image: Tensor, color: Tensor, pixel: Tensor, picture: Tensor, body: Tensor, depth: Tensor) -> Tensor:
+    """The background (B,3,H,W) with colors (3,N) at flat pixels (N,), outlines blended over about a pixel, as an area
+    sensor would."""
+    n, _, h, w = image.shape
+    flat = image.flatten(2)
+    if n == 1:
+        flat[0][:, pixel] = color
+    else:
+        flat[picture, :, pixel - picture * (h * w)] = color.T
+    edge = torch.zeros_like(body, dtype=torch.bool)
     for dim in (1, 2):
         jump = (torch.diff(body, dim=dim) != 0) | (torch.diff(depth, dim=dim).abs() > 0.006)
-        jump = jump.to(depth)
-        pad = (0, 1) if dim == 2 else (0, 0, 0, 1)
-        back = (1, 0) if dim == 2 else (0, 0, 1, 0)
-        edge = torch.maximum(edge, torch.maximum(F.pad(jump, pad), F.pad(jump, back)))
-    soft = F.pad(image, (1, 1, 1, 1), mode="replicate")
-    soft = 0.25 * soft[:, :, :-2] + 0.5 * soft[:, :, 1:-1] + 0.25 * soft[:, :, 2:]
-    soft = 0.25 * soft[..., :-2] + 0.5 * soft[..., 1:-1] + 0.25 * soft[..., 2:]
-    return image + (soft - image) * edge[:, None]
+        size = jump.shape[dim]
+        edge.narrow(dim, 0, size).logical_or_(jump)
+        edge.narrow(dim, 1, size).logical_or_(jump)
+    at = torch.nonzero(edge.reshape(-1))[:, 0]
+    k = torch.div(at, h * w, rounding_mode="floor")
+    y = torch.div(at - k * (h * w), w, rounding_mode="floor")
+    x = at - k * (h * w) - y * w
+    soft = 0.0
+    for dy, wy in ((-1, 0.25), (0, 0.5), (1, 0.25)):
+        for dx, wx in ((-1, 0.25), (0, 0.5), (1, 0.25)):
+            there = (y + dy).clamp(0, h - 1) * w + (x + dx).clamp(0, w - 1)
+            soft = soft + wy * wx * (flat[0][:, there].T if n == 1 else flat[k, :, there])
+    if n == 1:
+        flat[0][:, at] = soft.T
+    else:
+        flat[k, :, at - k * (h * w)] = soft
+    return flat.reshape(image.shape)

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .filters import halved, tent
+
 _TILE = 512
 
 
@@ -77,36 +79,39 @@ def expose(image: Tensor, generator: torch.Generator, strength: float = 1.0) -> 
 def develop(image: Tensor, sensor: Sensor) -> Tensor:
     """(B,3,H,W) linear light -> sRGB in [0,1] in steps of 1/255."""
     n, _, h, w = image.shape
-    x = image.clone()
-    s = replace(sensor, **{k.name: _on(getattr(sensor, k.name), image.device) for k in fields(sensor)})
+    if image.device.type != "cpu" or n == 1:
+        return _develop(image.clone(), sensor)
+    step = max(1, (1 << 16) // (h * w))  # what fits the caches
+    rows = [
+        replace(sensor, **{k.name: getattr(sensor, k.name)[i : i + step] for k in fields(sensor)})
+        for i in range(0, n, step)
+    ]
+    return torch.cat([_develop(x.clone(), s) for x, s in zip(image.split(step), rows, strict=True)])
+
+
+def _develop(x: Tensor, sensor: Sensor) -> Tensor:
+    h, w = x.shape[-2:]
+    s = replace(sensor, **{k.name: _on(getattr(sensor, k.name), x.device) for k in fields(sensor)})
     # Which pictures a step touches is known on the CPU.
-    some = _which(sensor.blurred, x)
-    if len(some):
+    if len(some := _which(sensor.blurred, x)):
         x[some] = _convolve(x[some], s.kernel[some])
     for factor in sensor.shrink.unique().tolist():
         if factor > 1:
             some = _which(sensor.shrink == factor, x)
             small = F.interpolate(x[some], (round(h / factor), round(w / factor)), mode="bilinear", antialias=True)
-            x[some] = F.interpolate(small, (h, w), mode="bicubic").clamp_min(0)
-    level = x.mean((1, 2, 3)).clamp_min(1e-4)
-    bright = x.amax(1).flatten(1).mean(1)
-    gain = s.exposure / (0.7 * level + 0.3 * bright)
-    x = x * (gain[:, None] * s.gains)[..., None, None]
+            x[some] = F.interpolate(small, (h, w), mode="bilinear")
+    gain = s.exposure / (0.6 * x.mean((1, 2, 3)) + 0.4 * x[:, 1, ::2, ::2].square().mean((1, 2)).sqrt()).clamp_min(1e-4)
     y = torch.linspace(-1, 1, h, device=x.device)[:, None].square() + torch.linspace(-1, 1, w, device=x.device).square()
-    x = x * (1 - s.vignette[:, None, None, None] * 0.5 * y)
-    x = _noise(x, s)
-    x = srgb_from_linear(x)
-    x = _grade(x, s)
-    some = _which(sensor.sharpen > 0, x)
-    if len(some):
+    x *= (1 - s.vignette[:, None, None] * 0.5 * y)[:, None]
+    x *= (gain[:, None] * s.gains)[..., None, None]
+    x = _grade(srgb_from_linear(_noise(x, s)), s)
+    if len(some := _which(sensor.sharpen > 0, x)):
         part = x[some]
-        soft = F.avg_pool2d(F.pad(part, (1, 1, 1, 1), mode="replicate"), 3, 1)
-        x[some] = part + (part - soft) * s.sharpen[some][:, None, None, None]
-    x = x.clamp(0, 1)
-    some = _which(sensor.quality > 0, x)
-    if len(some):
+        x[some] = part + (part - tent(part)) * s.sharpen[some][:, None, None, None]
+    x = x.clamp_(0, 1)
+    if len(some := _which(sensor.quality > 0, x)):
         x[some] = jpeg(x[some], s.quality[some])
-    return torch.round(x.clamp(0, 1) * 255) / 255
+    return x.mul_(255).round_().div_(255)
 
 
 def _on(x: Tensor, device: torch.device) -> Tensor:
@@ -118,10 +123,13 @@ def _which(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def srgb_from_linear(x: Tensor) -> Tensor:
-    """The inverse of `textures.linear_from_srgb`, highlights rolled off above 0.8."""
+    """The inverse of `textures.linear_from_srgb` within 0.004, after highlights are rolled off above 0.8 to end at 1."""
     x = x.clamp_min(0)
-    x = torch.where(x > 0.8, 0.8 + 0.2 * torch.tanh((x - 0.8) / 0.2 * 0.6), x)
-    return x.clamp_min(1e-6).pow(1 / 2.2)
+    over = (x - 0.8).clamp_min(0)
+    x = x - over * over / (over + 0.2)
+    a = x.sqrt()
+    b = a.sqrt()
+    return (0.662002687 * a + 0.684122060 * b - 0.323583601 * b.sqrt() - 0.022541147 * x).clamp_min(0)
 
 
 def _kernels(motion: Tensor, angle: Tensor, defocus: Tensor, size: int) -> Tensor:
@@ -139,8 +147,8 @@ def _kernels(motion: Tensor, angle: Tensor, defocus: Tensor, size: int) -> Tenso
 def _convolve(x: Tensor, kernel: Tensor) -> Tensor:
     n, c, h, w = x.shape
     k = kernel.shape[-1]
-    x = F.pad(x, (k // 2,) * 4, mode="replicate").transpose(0, 1)  # (3,n,...): groups are pictures
-    return F.conv2d(x, kernel[:, None], groups=n).transpose(0, 1)
+    x = F.pad(x, (k // 2,) * 4, mode="replicate").reshape(1, n * c, h + k - 1, w + k - 1)
+    return F.conv2d(x, kernel.repeat_interleave(c, 0)[:, None], groups=n * c).reshape(n, c, h, w)
 
 
 @lru_cache(maxsize=4)
@@ -153,16 +161,21 @@ def _noise(x: Tensor, s: Sensor) -> Tensor:
     tile = _tile(str(x.device))
     iy = (s.place[..., 0, None] + torch.arange(h, device=x.device)) % _TILE
     ix = (s.place[..., 1, None] + torch.arange(w, device=x.device)) % _TILE
-    z = tile.reshape(-1)[iy[..., None] * _TILE + ix[..., None, :]]
-    sigma = (s.shot[:, None, None, None] * x.clamp(0, 1) + s.read.square()[:, None, None, None]).sqrt()
-    slow = F.interpolate(z[:, :, :: max(1, h // 32), :: max(1, w // 32)], (h, w), mode="bilinear")
-    return x + sigma * z + s.chroma[:, None, None, None] * slow * x.clamp(0, 1).sqrt()
+    if n == 1:
+        z = torch.stack([tile.index_select(0, iy[0, k]).index_select(1, ix[0, k]) for k in range(3)])[None]
+    else:
+        z = tile.reshape(-1)[(iy * _TILE)[..., None] + ix[..., None, :]]
+    light = x.clamp(0, 1)
+    slow = z[:, :, :: max(1, h // 32), :: max(1, w // 32)] * s.chroma[:, None, None, None]
+    x = x + z * (light * s.shot[:, None, None, None] + s.read.square()[:, None, None, None]).sqrt_()
+    return x + F.interpolate(slow, (h, w), mode="bilinear") * (light * 0.7 + 0.3)
 
 
 def _grade(x: Tensor, s: Sensor) -> Tensor:
-    grey = (x * x.new_tensor([0.3, 0.59, 0.11])[:, None, None]).sum(1, keepdim=True)
-    x = grey + (x - grey) * s.saturation[:, None, None, None]
-    return 0.45 + (x - 0.45) * s.contrast[:, None, None, None]
+    """Contrast about middle grey and saturation."""
+    contrast, saturation = s.contrast[:, None, None, None], s.saturation[:, None, None, None]
+    grey = 0.3 * x[:, :1] + 0.59 * x[:, 1:2] + 0.11 * x[:, 2:]
+    return x * (contrast * saturation) + (grey * (contrast * (1 - saturation)) + 0.45 * (1 - contrast))
 
 
 _LUMA = ((16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56),
@@ -192,7 +205,7 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     y = torch.einsum("ij,njhw->nihw", ycc, x * 255)
     scale = torch.where(quality < 50, 5000 / quality.clamp_min(1), 200 - 2 * quality) / 100
     first = _quantise(y[:, :1] - 128, dct, luma, scale)
-    rest = F.interpolate(_quantise(F.avg_pool2d(y[:, 1:], 2), dct, chroma, scale), scale_factor=2, mode="nearest")
+    rest = F.interpolate(_quantise(halved(y[:, 1:]), dct, chroma, scale), scale_factor=2, mode="nearest")
     back = torch.einsum("ij,njhw->nihw", torch.linalg.inv(ycc), torch.cat([first + 128, rest], 1))
     return (back / 255).clamp(0, 1)[..., :h, :w]
 

@@ -133,77 +133,80 @@ def evaluate(
     footprint: Tensor,
     noise: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Albedo (N,3), relief (N) metres, roughness (N) and reflectance (N) of skin at points.
+    """Albedo (3,N), relief (N) metres, roughness (N) and reflectance (N) of skin at points.
 
-    colors (N,4,3), extra (N,8), offset (N,3) of each point's material; canon (N,3) metres; attrs (N,A) of ATTRIBUTES.
+    colors (N,4,3), extra (8,N), offset (3,N) of each point's material; canon (3,N) metres; attrs (A,N) of ATTRIBUTES.
     """
-    base = colors[:, 0]
+    base = colors[:, 0].T.contiguous()
     broad = noise(canon / 0.09 + offset)  # mottles from 4.5 cm down
     fine = noise(canon / 0.016 + offset)  # 8 mm to 0.7 mm
     shown = (1 - footprint / 0.004).clamp(0, 1)
-    density = 0.05 * broad[:, 0] * extra[:, 3] + 0.035 * fine[:, 0] * extra[:, 3]
-    blush = 0.10 * broad[:, 1] * extra[:, 3]
-    height = 4e-5 * fine[:, 1] * shown
+    density = (0.05 * broad[0] + 0.035 * fine[0]) * extra[3]
+    blush = 0.10 * broad[1] * extra[3]
+    height = 4e-5 * fine[1] * shown
     f0 = torch.full_like(rough, 0.035)
+    rough = (rough + 0.1 * fine[3]).clamp(0.25, 1)
     if attrs is None:
-        albedo = base * torch.exp(-density[:, None] - blush[:, None] * base.new_tensor([0.0, 1.0, 0.8]))
-        return albedo.clamp(0.004, 0.95), height, rough, f0
-    palm, red = attrs[:, 0], attrs[:, 1]
+        return _absorbed(base, density, blush), height, rough, f0
+    palm, red = attrs[0], attrs[1]
     # Palms have little melanin: dark skin is much lighter there.
-    pale = (base * 0.35 + 0.65 * base.new_tensor([0.56, 0.30, 0.21])).maximum(base)
-    base = base + (pale - base) * (palm * 0.75 * extra[:, 7].clamp(0, 1))[:, None]
-    blush = blush + 0.35 * red * extra[:, 0]
-    hairy = extra[:, 4] * (1 - palm) * (noise(canon * canon.new_tensor([25.0, 140.0, 140.0]) + offset)[:, 3] - 1.2)
-    density = density + 0.5 * hairy.clamp(0, 1) * shown
+    light = _column(base, 0.56, 0.30, 0.21)
+    pale = (base * 0.35 + 0.65 * light).maximum(base)
+    base = base + (pale - base) * (palm * 0.75 * extra[7].clamp(0, 1))
+    blush = blush + 0.35 * red * extra[0]
+    hairs = noise(canon * _column(canon, 25.0, 140.0, 140.0) + offset)[3]
+    density = density + 0.5 * extra[4] * (1 - palm) * (hairs - 1.2).clamp(0, 1) * shown
     # Creases: across the fingers at their joints, and the lines of the palm.
-    wobble = 1.2e-3 * broad[:, 2] + 4e-4 * fine[:, 2]
-    d = attrs[:, 5:8] - 1 + wobble[:, None]
-    on_palm = torch.exp(-((d / 7e-4) ** 2)) + 0.6 * torch.exp(-(((d - 2.5e-3) / 6e-4) ** 2))
-    on_back = torch.exp(-((d / 5e-3) ** 2)) * (0.5 + 0.5 * torch.cos(d * (6.2832 / 1.7e-3)))
-    back_gain = d.new_tensor([0.25, 0.7, 0.45])
-    crease = (on_palm * palm[:, None] + on_back * back_gain * (1 - palm[:, None])).sum(1)
-    crease = (crease + palm * _palm_lines(canon, wobble)) * extra[:, 2]
+    wobble = 1.2e-3 * broad[2] + 4e-4 * fine[2]
+    crease = torch.zeros_like(palm)
+    for k, gain in enumerate((0.25, 0.7, 0.45)):
+        d = attrs[5 + k] - 1 + wobble
+        on_palm = torch.exp(-(d * (1 / 7e-4)).square()) + 0.6 * torch.exp(-((d - 2.5e-3) * (1 / 6e-4)).square())
+        on_back = torch.exp(-(d * 200).square()) * (0.5 + 0.5 * torch.cos(d * (6.2832 / 1.7e-3)))
+        crease = crease + on_palm * palm + on_back * (1 - palm) * gain
+    crease = (crease + palm * _palm_lines(canon, wobble)) * extra[2]
     soft = (1 - footprint / 0.003).clamp(0.1, 1)
     density = density + 0.28 * crease * soft
     blush = blush + 0.1 * crease * palm * soft
     height = height - 2.5e-4 * crease * shown
-    albedo = base * torch.exp(-density[:, None] - blush[:, None] * base.new_tensor([0.05, 1.0, 0.8]))
+    albedo = _absorbed(base, density, blush)
     # Nails
-    a, b = attrs[:, 2], attrs[:, 3]
-    r = (a.square() ** 2 + b.square() ** 2) ** 0.25
-    nail = torch.sigmoid((1 - r) * 14) * torch.sigmoid((attrs[:, 4] - 0.25) * 14)
-    plate = base * 0.75 + base.new_tensor([0.20, 0.11, 0.09]) * (1 - 0.4 * base)
-    white = torch.sigmoid((b - 0.72) * 16)[:, None]
-    moon = torch.sigmoid((-b - 0.62) * 12)[:, None] * 0.5
-    plate = plate + (base.new_tensor([0.66, 0.58, 0.48]) - plate) * (white * 0.7 + moon * 0.35)
-    plate = plate + (colors[:, 1] - plate) * extra[:, 1:2]
-    edge = nail * torch.sigmoid((r - 0.82) * 14)
-    albedo = albedo + (plate - albedo) * nail[:, None]
-    albedo = albedo * (1 - 0.25 * edge[:, None])
+    a, b = attrs[2], attrs[3]
+    r = (a.square().square() + b.square().square()).sqrt().sqrt()
+    nail = torch.sigmoid((1 - r) * 14) * torch.sigmoid((attrs[4] - 0.25) * 14)
+    plate = base * 0.75 + _column(base, 0.20, 0.11, 0.09) * (1 - 0.4 * base)
+    white, moon = torch.sigmoid((b - 0.72) * 16), torch.sigmoid((-b - 0.62) * 12)
+    plate = plate + (_column(base, 0.66, 0.58, 0.48) - plate) * (white * 0.7 + moon * 0.18)
+    plate = plate + (colors[:, 1].T - plate) * extra[1]
+    albedo = albedo + (plate - albedo) * nail
+    albedo = albedo * (1 - 0.25 * nail * torch.sigmoid((r - 0.82) * 14))
     height = height + nail * 2.5e-4
     # A ring
-    ring = (attrs[:, 8] - extra[:, 5]).abs() < 0.3
-    place = (attrs[:, 5] - 1) - extra[:, 6] * 0.04
-    band = torch.sigmoid((2.2e-3 - place.abs()) * 4e3) * (ring & (extra[:, 5] > 0) & (attrs[:, 5] > 0.5)).to(base)
-    metal = base.new_tensor([0.7, 0.58, 0.38])
-    albedo = albedo + (metal - albedo) * band[:, None]
+    ring = ((attrs[8] - extra[5]).abs() < 0.3) & (extra[5] > 0) & (attrs[5] > 0.5)
+    place = (attrs[5] - 1) - extra[6] * 0.04
+    band = torch.sigmoid((2.2e-3 - place.abs()) * 4e3) * ring
+    albedo = albedo + (_column(base, 0.7, 0.58, 0.38) - albedo) * band
     height = height + band * 6e-4
-    gloss = (nail + band).clamp(0, 1)
-    rough = (rough + 0.1 * fine[:, 3]).clamp(0.25, 1)
-    return (
-        albedo.clamp(0.004, 0.95),
-        height,
-        rough + (0.2 - rough) * gloss,
-        f0 + 0.02 * nail + 0.5 * band,
-    )
+    rough = rough + (0.2 - rough) * (nail + band).clamp(0, 1)
+    return albedo.clamp(0.004, 0.95), height, rough, f0 + 0.02 * nail + 0.5 * band
+
+
+def _absorbed(base: Tensor, density: Tensor, blush: Tensor) -> Tensor:
+    """(3,N) reflectance base behind more melanin (N) and blood (N)."""
+    seen = torch.exp(-density - _column(base, 0.05, 1.0, 0.8) * blush)
+    return (base * seen).clamp(0.004, 0.95)
+
+
+def _column(like: Tensor, *values: float) -> Tensor:
+    return like.new_tensor(values)[:, None]
 
 
 def _palm_lines(canon: Tensor, wobble: Tensor) -> Tensor:
-    """The three lines of the palm at rest coordinates (fingers -x, thumb +z): strength in [0,1]."""
-    x, z = canon[:, 0] + wobble, canon[:, 2]
-    heart = (x + 0.096 - 2.5 * (z - 0.02).square() * 4) + 0.25 * (z - 0.01)
+    """The three lines of the palm at rest coordinates (fingers -x, thumb +z): strength (N) in [0,1]."""
+    x, z = canon[0] + wobble, canon[2]
+    heart = (x + 0.096 - 10 * (z - 0.02).square()) + 0.25 * (z - 0.01)
     head = (x + 0.078) - 0.35 * (z - 0.022)
     life = ((x + 0.045).square() + (z - 0.047).square()).sqrt() - 0.041
-    out = torch.exp(-((heart / 8e-4) ** 2)) * ((z < 0.022) & (z > -0.05))
-    out = out + 0.8 * torch.exp(-((head / 8e-4) ** 2)) * ((z < 0.03) & (z > -0.03))
-    return out + torch.exp(-((life / 9e-4) ** 2)) * ((x > -0.085) & (z < 0.04))
+    out = torch.exp(-(heart * 1250).square()) * ((z < 0.022) & (z > -0.05))
+    out = out + 0.8 * torch.exp(-(head * 1250).square()) * ((z < 0.03) & (z > -0.03))
+    return out + torch.exp(-(life * 1100).square()) * ((x > -0.085) & (z < 0.04))

@@ -19,6 +19,7 @@ from . import prints, skin
 KINDS = ("skin", "plain", "print", "noise", "marble", "wood", "weave", "knit", "checker", "stripes", "metal")
 SKIN, PLAIN, PRINT, NOISE, MARBLE, WOOD, WEAVE, KNIT, CHECKER, STRIPES, METAL = range(len(KINDS))
 FAMILIES = ("skin", "object", "sleeve", "watch", "glove")
+LEVELS = 4  # sizes of a panel, each half of the one before
 _VOLUME = 48
 
 
@@ -27,15 +28,16 @@ class Textures:
     """What all pictures share on one device; see `make_textures`."""
 
     volume: Tensor  # (1,4,n+1,n+1,n+1) periodic fractal noise, unit deviation, four independent channels
-    panels: tuple[Tensor, ...]  # (P * PANELS * s * s, 3) linear, sizes s, s/2, s/4, s/8
+    table: Tensor  # (n^3,4) the same
+    shake: Tensor  # (3,S) uniform numbers in [0,1)
+    panels: Tensor  # (R,3) uint8 sRGB: all pixels of all panels, then of all at half the size and so on
+    starts: Tensor  # (LEVELS,) int64 where each size begins
+    n_products: int
     size: int
 
     def to(self, device: str | torch.device) -> Textures:
-        return Textures(self.volume.to(device), tuple(p.to(device) for p in self.panels), self.size)
-
-    @property
-    def n_products(self) -> int:
-        return len(self.panels[0]) // (prints.PANELS * self.size**2)
+        move = [x.to(device) for x in (self.volume, self.table, self.shake)]
+        return Textures(*move, self.panels.to(device), self.starts.to(device), self.n_products, self.size)
 
 
 @lru_cache(maxsize=4)
@@ -44,12 +46,15 @@ def make_textures(n_products: int = 64, size: int = 192, seed: int = 0, device: 
     if str(device) != "cpu":
         return make_textures(n_products, size, seed).to(device)
     g = torch.Generator().manual_seed(seed)
-    x = linear_from_srgb(torch.from_numpy(prints.product_panels(n_products, size, seed)).float() / 255)
-    levels = [x.permute(0, 3, 1, 2)]
-    for _ in range(3):
-        levels.append(torch.nn.functional.avg_pool2d(levels[-1], 2))
-    panels = tuple(v.permute(0, 2, 3, 1).reshape(-1, 3).contiguous() for v in levels)
-    return Textures(_noise_volume(g), panels, size)
+    x = torch.from_numpy(prints.product_panels(n_products, size, seed)).permute(0, 3, 1, 2)
+    levels = [x]
+    for _ in range(LEVELS - 1):
+        levels.append(torch.nn.functional.avg_pool2d(levels[-1].float(), 2).round().to(torch.uint8))
+    levels = [v.permute(0, 2, 3, 1).reshape(-1, 3) for v in levels]
+    starts = torch.tensor([0, *(len(v) for v in levels)]).cumsum(0)[:-1]
+    volume = _noise_volume(g)
+    table = volume[0, :, :-1, :-1, :-1].permute(1, 2, 3, 0).reshape(-1, 4).contiguous()
+    return Textures(volume, table, torch.rand(3, 1 << 16, generator=g), torch.cat(levels), starts, n_products, size)
 
 
 def _noise_volume(g: torch.Generator) -> Tensor:
@@ -65,15 +70,28 @@ def _noise_volume(g: torch.Generator) -> Tensor:
     return torch.cat([v, v[..., :1]], 3)[None].contiguous()
 
 
-def noise(volume: Tensor, points: Tensor) -> Tensor:
-    """(N,4) fractal noise at points (N,3), which repeats with period 1; waves from 1/2 to 2/48 of it."""
-    at = (points - points.floor()) * 2 - 1
-    return torch.nn.functional.grid_sample(volume, at[None, None, None], align_corners=True)[0, :, 0, 0].T
+def noise(textures: Textures, x: Tensor) -> Tensor:
+    """(4,N) fractal noise at points (3,N), which repeats with period 1; waves from 1/2 to 2/48 of it.
+
+    One table row per point: the points are first shaken by up to a cell, which on average is trilinear interpolation.
+    """
+    n = x.shape[1]
+    shake = textures.shake[:, :n]
+    if shake.shape[1] < n:
+        shake = textures.shake.repeat(1, -(-n // textures.shake.shape[1]))[:, :n]
+    i = ((x - x.floor()) * _VOLUME + shake).int() % _VOLUME
+    return textures.table[(i[0] * _VOLUME + i[1]) * _VOLUME + i[2]].T
+
+
+def smooth_noise(textures: Textures, x: Tensor) -> Tensor:
+    """The same with trilinear interpolation, for patterns larger than pixels."""
+    at = ((x - x.floor()) * 2 - 1).T
+    return torch.nn.functional.grid_sample(textures.volume, at[None, None, None], align_corners=True)[0, :, 0, 0]
 
 
 def linear_from_srgb(x: Tensor) -> Tensor:
-    """sRGB in [0,1] -> linear, by the power 2.2 that is within 0.01 of the standard's curve."""
-    return x.clamp_min(0).pow(2.2)
+    """sRGB in [0,1] -> linear, a cubic within 0.002 of the standard's curve."""
+    return x * (x * (x * 0.305306011 + 0.682171111) + 0.012522878)
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +223,8 @@ class Points:
 
     row: Tensor  # (N,) int64 row of the flattened material table
     canon: Tensor  # (N,3) canonical coordinates, metres
-    axis: Tensor  # (N,) int64 canonical axis that the surface faces most: 0, 1, 2
+    corners: Tensor  # (N,3) int64 rows of `canon_of`: the corners of the point's face
+    canon_of: Tensor  # (R,3) canonical coordinates of all vertices
     box: Tensor  # (B*M,2,3) least and greatest canonical coordinates of each material
     attrs: Tensor | None  # (N,A) of `skin.ATTRIBUTES`, or None
     footprint: Tensor  # (N,) metres that a pixel spans there
@@ -215,7 +234,7 @@ class Points:
 class Shaded:
     """Properties of N points."""
 
-    albedo: Tensor  # (N,3) linear
+    albedo: Tensor  # (3,N) linear
     height: Tensor  # (N,) metres of relief
     rough: Tensor  # (N,)
     f0: Tensor  # (N,)
@@ -225,81 +244,80 @@ class Shaded:
 
 def evaluate(materials: Materials, textures: Textures, points: Points) -> Shaded:
     """Colours, relief and gloss at points, for materials (B,M). One host synchronisation per kind."""
-    flat = materials.rows(slice(None))
-    flat = replace(flat, **{k.name: getattr(flat, k.name).flatten(0, 1) for k in fields(flat)})
+    flat = replace(materials, **{k.name: getattr(materials, k.name).flatten(0, 1) for k in fields(materials)})
     row = points.row
     n = len(row)
     kind = flat.kind[row]
-    albedo = flat.colors[:, 0][row]
+    albedo = flat.colors.new_empty(3, n)
     height = albedo.new_zeros(n)
     rough, f0 = flat.rough[row], flat.f0[row]
-    under = (kind == SKIN).to(albedo)
-    q = points.canon / flat.scale[row, None] + flat.offset[row]
     for k in range(len(KINDS)):
         at = torch.nonzero(kind == k)[:, 0]
         if len(at) == 0:
             continue
         r = row[at]
-        amplitude = flat.bump[r]
-        if k == SKIN:
-            attrs = None if points.attrs is None else points.attrs[at]
-            a, h, g, f = skin.evaluate(
-                flat.colors[r], flat.extra[r], flat.offset[r], flat.rough[r], points.canon[at], attrs,
-                points.footprint[at], lambda p: noise(textures.volume, p),
-            )  # fmt: skip
-            albedo[at], height[at], rough[at], f0[at] = a, h, g, f
-            continue
         if k == PRINT:
-            albedo[at] = _printed(flat, textures, points, at, r)
+            albedo[:, at] = _printed(flat, textures, points, at, r)
             continue
-        c0, c1 = flat.colors[r, 0], flat.colors[r, 1]
-        p = q[at]
-        waves = noise(textures.volume, p * 0.25)
-        fine = (1 - points.footprint[at] * 2.5 / flat.scale[r]).clamp(0, 1)  # finer than pixels: fades
+        c, span = points.canon[at].T.contiguous(), points.footprint[at]
+        offset = flat.offset[r].T
+        if k == SKIN:
+            a, h, g, f = skin.evaluate(
+                flat.colors[r], flat.extra[r].T.contiguous(), offset, rough[at], c,
+                None if points.attrs is None else points.attrs[at].T.contiguous(), span,
+                lambda p: noise(textures, p),
+            )  # fmt: skip
+            albedo[:, at], height[at], rough[at], f0[at] = a, h, g, f
+            continue
+        scale, amplitude = flat.scale[r], flat.bump[r]
+        p = c / scale + offset
+        waves = (smooth_noise if k in (NOISE, MARBLE) else noise)(textures, p * 0.25)
+        fine = (1 - span * 2.5 / scale).clamp(0, 1)  # finer than pixels: fades
         t, h = _pattern(k, p, waves, fine)
-        tone = (c0 + (c1 - c0) * t[:, None]) if t is not None else c0
-        albedo[at] = (tone * (1 + 0.05 * waves[:, 1:2])).clamp(0.002, 0.98)
+        first = flat.colors[r, 0].T
+        tone = first if t is None else first + (flat.colors[r, 1].T - first) * t
+        albedo[:, at] = (tone * (1 + 0.05 * waves[1])).clamp(0.002, 0.98)
         if k in (WEAVE, KNIT, STRIPES, CHECKER):  # folds, long along the sleeve
-            folds = noise(textures.volume, points.canon[at] * points.canon.new_tensor([6.0, 9.0, 9.0]) + flat.offset[r])
-            h = amplitude * h * fine + folds[:, 0] * torch.where(f0[at] < 0.025, 2.5e-3, 0.0)
-            height[at] = h
+            folds = smooth_noise(textures, c * c.new_tensor([[5.0], [9.0], [9.0]]) + offset)
+            height[at] = amplitude * h * fine + folds[0] * torch.where(f0[at] < 0.025, 2.5e-3, 0.0)
         else:
             height[at] = amplitude * h
-            rough[at] = (rough[at] + 0.05 * waves[:, 2]).clamp(0.08, 1)
-    return Shaded(albedo, height, rough, f0, flat.metal[row], under)
+            rough[at] = (rough[at] + 0.05 * waves[2]).clamp(0.08, 1)
+    return Shaded(albedo, height, rough, f0, flat.metal[row], (kind == SKIN).to(albedo))
 
 
 def _pattern(kind: int, p: Tensor, waves: Tensor, fine: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Share of the second colour (or None) and relief in [-1,1] at p (N,3) periods."""
-    u = waves[:, 0]
+    """Share of the second colour (or None) and relief in [-1,1] at p (3,N) periods."""
+    u = waves[0]
     if kind in (PLAIN, METAL):
         return None, u
     if kind == NOISE:
         return torch.sigmoid(3 * u), u
     if kind == MARBLE:
-        return (1 - torch.sin(2 * p.sum(1) + 4 * u).abs()) ** 3, u
+        return (1 - torch.sin(2 * p.sum(0) + 4 * u).abs()) ** 3, u
     if kind == WOOD:
-        r = (p[:, :2] * p.new_tensor([1.0, 0.8])).square().sum(1).sqrt() * 2 + 0.8 * u
+        r = (p[0].square() + 0.64 * p[1].square()).sqrt() * 2 + 0.8 * u
         t = r - r.floor()
-        return t * t * (0.6 + 0.4 * torch.sin(40 * p[:, 0])), t - 0.5
+        return t * t * (0.6 + 0.4 * torch.sin(40 * p[0])), t - 0.5
     s = torch.sin(2 * math.pi * p)
     if kind == WEAVE:
-        over = torch.sigmoid(8 * s[:, 0] * s[:, 1] * s[:, 2].abs().clamp_min(0.3))
-        return 0.5 + (over - 0.5) * fine, s[:, 0] * s[:, 1]
+        over = torch.sigmoid(8 * s[0] * s[1] * s[2].abs().clamp_min(0.3))
+        return 0.5 + (over - 0.5) * fine, s[0] * s[1]
     if kind == KNIT:
-        rows = 2 * math.pi * (p[:, 0] + 0.3 * s[:, 1].abs())
-        h = torch.sin(rows) * 0.6 + s[:, 1].abs() - 0.5
+        h = torch.sin(2 * math.pi * (p[0] + 0.3 * s[1].abs())) * 0.6 + s[1].abs() - 0.5
         return (0.25 - 0.25 * h.clamp(-1, 1)) * fine, h
     if kind == CHECKER:
         d = torch.tanh(6 * s)
-        return 0.5 + 0.5 * d[:, 0] * d[:, 1] * d[:, 2], u * 0.2
-    return torch.sigmoid(12 * (s[:, 0] + 0.3 * torch.sin(10.3 * p[:, 0]))), u * 0.2  # stripes
+        return 0.5 + 0.5 * d[0] * d[1] * d[2], u * 0.2
+    return torch.sigmoid(12 * (s[0] + 0.3 * torch.sin(10.3 * p[0]))), u * 0.2  # stripes
 
 
 def _printed(flat: Materials, textures: Textures, points: Points, at: Tensor, r: Tensor) -> Tensor:
-    """(n,3) colours of drawn panels, bilinear, from the level whose texels are about as large as pixels."""
+    """(3,n) colours of drawn panels, bilinear, from the level whose texels are about as large as pixels."""
     c, box = points.canon[at], points.box[r]
-    axis, mapping = points.axis[at], flat.mapping[r]
+    k = points.canon_of[points.corners[at]]
+    axis = torch.linalg.cross(k[:, 1] - k[:, 0], k[:, 2] - k[:, 0]).abs().argmax(1)
+    mapping = flat.mapping[r]
     size = (box[:, 1] - box[:, 0]).clamp_min(1e-4)
     rel = (c - box[:, 0]) / size
     wrapped = (mapping < 3) & (axis != mapping)
@@ -320,19 +338,16 @@ def _printed(flat: Materials, textures: Textures, points: Points, at: Tensor, r:
     u, v = u - u.floor(), v.clamp(0, 1) * (~tiled) + (v - v.floor()) * tiled
     span = torch.where(tiled, period, torch.where(wrapped, pick(size, about), pick(size, a)))
     texels = (textures.size * points.footprint[at] / span).clamp_min(1e-6)  # of the finest level, per pixel
-    level = (texels.log2() + 0.3).round().clamp(0, len(textures.panels) - 1).long()
+    level = (texels.log2() + 0.3).round().clamp(0, LEVELS - 1).long()
+    first, s = textures.starts[level], textures.size >> level
     panel = flat.tex[r] % textures.n_products * prints.PANELS + torch.where(wrapped, 0, axis)
-    out = c.new_zeros(len(at), 3)
-    for k, data in enumerate(textures.panels):
-        some = torch.nonzero(level == k)[:, 0]
-        if len(some) == 0:
-            continue
-        s = textures.size >> k
-        x, y = (u[some] * s - 0.5).clamp(0, s - 1.001), (v[some] * s - 0.5).clamp(0, s - 1.001)
-        x0, y0 = x.long(), y.long()
-        fx, fy = (x - x0)[:, None], (y - y0)[:, None]
-        i = (panel[some] * s + y0) * s + x0
-        top = data[i] * (1 - fx) + data[i + 1] * fx
-        low = data[i + s] * (1 - fx) + data[i + s + 1] * fx
-        out[some] = top * (1 - fy) + low * fy
-    return (out[:, None] @ flat.mix[r])[:, 0].clamp(0.003, 0.95)
+    x, y = (u * s - 0.5).clamp_min(0).minimum(s - 1.001), (v * s - 0.5).clamp_min(0).minimum(s - 1.001)
+    x0, y0 = x.long(), y.long()
+    fx, fy = x - x0, y - y0
+    i = first + (panel * s + y0) * s + x0
+    data, out = textures.panels, 0.0
+    for step, w in ((0, (1 - fx) * (1 - fy)), (1, fx * (1 - fy)), (s, (1 - fx) * fy), (s + 1, fx * fy)):
+        out = out + data[i + step].float() * w[:, None]
+    out = linear_from_srgb(out.T / 255)
+    mix = flat.mix[r]
+    return torch.stack([(out * mix[:, :, j].T).sum(0) for j in range(3)]).clamp(0.003, 0.95)
