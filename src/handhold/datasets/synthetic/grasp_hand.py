@@ -16,7 +16,8 @@ from .poses import ROWS, angles_from
 GRASPS = ("power", "pinch", "tripod", "lateral", "flat", "hook", "fingertip", "cradle", "palmar")
 POWER, PINCH, TRIPOD, LATERAL, FLAT, HOOK, FINGERTIP, CRADLE, PALMAR = range(len(GRASPS))
 PER_LINK = 18  # skin points per finger link, spread the wider the fewer of them are taken
-FEW = 6  # of them while fingers are far from closed
+FEW = 5  # of them while fingers are far from closed
+AXIS, PALM_AXIS = 0.004, 0.006  # metres
 # Poses in degrees (see `poses.angles_from`): where fingers start, where they meet (pads together for the precision
 # grasps) and how far they may go on from there until they touch.
 _OPEN = {
@@ -148,6 +149,21 @@ def body(hand: HandModel, known: GraspHand, betas: Tensor) -> Body:
     return Body(
         j0 + torch.einsum("jcb,nb->njc", jd, betas), points[:, :n].unflatten(1, known.links.shape), points[:, n:]
     )
+
+
+def axes(joints: Tensor, tips: Tensor) -> Tensor:
+    """Points (N,15,2,3) inside the finger links, at least AXIS from their skin: joints (N,16,3), tips (N,5,3) thumb
+    first. What passes through a thin wall without a skin point in it has one of these near the wall."""
+    last = tips[:, [1, 2, 4, 3, 0]]  # as MANO orders the fingers
+    ends = torch.cat([joints[:, 1:].unflatten(1, (5, 3))[:, :, 1:], last[:, :, None]], 2).flatten(1, 2)
+    start = joints[:, 1:]
+    return torch.stack([start + k * (ends - start) for k in (0.35, 0.7)], 2)
+
+
+def palm_axes_points(joints: Tensor) -> Tensor:
+    """Points (N,12,3) inside the palm, at least PALM_AXIS from its skin."""
+    wrist, heads = joints[:, :1], joints[:, [1, 4, 7, 10]]
+    return torch.cat([wrist + k * (heads - wrist) for k in (0.4, 0.65, 0.9)], 1)
 
 
 def pose(of: Body, angles: Tensor, frames: Tensor, count: int = PER_LINK) -> tuple[Tensor, Tensor]:

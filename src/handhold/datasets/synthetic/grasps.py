@@ -18,6 +18,7 @@ from torch import Tensor
 from ...geometry import rigid
 from ...hand.model import HandModel
 from .grasp_hand import (
+    AXIS,
     CRADLE,
     FEW,
     FINGERTIP,
@@ -25,6 +26,7 @@ from .grasp_hand import (
     GRASPS,
     HOOK,
     LATERAL,
+    PALM_AXIS,
     PALMAR,
     PER_LINK,
     PINCH,
@@ -32,15 +34,17 @@ from .grasp_hand import (
     TRIPOD,
     Body,
     GraspHand,
+    axes,
     body,
     grasp_hand,
     palm_axes,
+    palm_axes_points,
     pose,
 )
 from .objects import Distances, ObjectBank, articulate
 from .poses import clamped, pose_noise, rotations_from_angles, sample_betas
 
-SPOTS = 32  # spots tried per grasp
+SPOTS = 24  # spots tried per grasp
 KEPT = 4  # of them closed
 TOUCH = 2e-3  # metres: a vertex this close is in contact
 SLACK = 6e-4  # metres that a closing link may sink in
@@ -111,14 +115,18 @@ def sample_grasps(
     score = _quality(field, fingers, share, rot, at, kinds) + 0.3 * _take(score, best).flatten()
     won = torch.arange(b, device=device) * KEPT + score.reshape(b, KEPT).argmax(1)
     fingers, share, rot, at = fingers.rows(won), share[won], rot[won], at[won]
-    at = _push_out(distances, at_rest.palm, rot, at, 1e-3, 3)
+    at = _push_out(distances, torch.cat([at_rest.palm, palm_axes_points(at_rest.joints)], 1), 12, rot, at, 1e-3, 3)
+    fingers, share = fingers.bending(share), torch.zeros_like(share)
     share = _reopen(field, fingers, share, rot, at)
-    share, _ = _close(field, fingers, share, rot, at, [], [0.06, 0.03, 0.015, 0.008], PER_LINK)
-    rotations = rotations_from_angles(fingers.angles(share), frames)
-    v = hand.with_shape(betas).with_pose(rotations).vertices
-    at = _push_out(distances, v[:, ::2], rot, at, DEPTH, 2)
-    d = distances(v @ rot.mT + at[:, None])
-    return Grasps(rotations, betas, rigid.rigid(rot, at), d < TOUCH, (-d).amax(1).clamp_min(0), kind)
+    share, _ = _close(field, fingers, share, rot, at, [], [0.05, 0.025, 0.0125, 0.006], PER_LINK)
+    posed = hand.with_shape(betas).with_pose(rotations_from_angles(fingers.angles(share), frames))
+    joints = posed.mano_joints
+    inside = torch.cat([axes(joints, posed.skin(hand.tip_ids)).flatten(1, 2), palm_axes_points(joints)], 1)
+    at = _push_out(distances, torch.cat([posed.vertices[:, ::2], inside], 1), 42, rot, at, DEPTH, 2)
+    d = distances(torch.cat([posed.vertices, inside], 1) @ rot.mT + at[:, None])
+    skin = d[:, : -inside.shape[1]]
+    deep = torch.maximum(-skin.amin(1), _depth_of(d[:, -inside.shape[1] :]).amax(1)).clamp_min(0)
+    return Grasps(posed.local_rotations, betas, rigid.rigid(rot, at), skin < TOUCH, deep, kind)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
@@ -191,7 +199,7 @@ def _spots(bank: ObjectBank, distances: Distances, index: Tensor, generator, ang
     return _Spots(point, normal, t, thick, reach[:, 0] + reach[:, 1], reach[:, 2] + reach[:, 3], size)
 
 
-def _extent(field, origin: Tensor, direction: Tensor, far: float = 0.13, steps: int = 18) -> Tensor:
+def _extent(field, origin: Tensor, direction: Tensor, far: float = 0.13, steps: int = 15) -> Tensor:
     """How far the ray (B,K,3) stays inside, metres, at most `far`."""
     t = torch.linspace(0, 1, steps, device=origin.device) ** 1.3 * far
     x = origin[:, :, None] + direction[:, :, None] * t[:, None]
@@ -301,7 +309,9 @@ def _precise_or_palm(
     thumb, partner = _opposing(known, links, kind[many])
     grip, facing, across = palm_axes(joints)
     # precise: thumb to partner runs against the normal
-    opposing = partner - thumb
+    opposing = torch.nn.functional.normalize(partner - thumb, dim=-1)
+    sideways = torch.nn.functional.normalize(opposing - 1.5 * across, dim=-1)  # a plate lies along the fingers' sides
+    opposing = torch.where((kind == LATERAL)[many][:, None], sideways, opposing)
     middle = (partner + thumb) / 2
     reach = middle - 0.5 * (joints[:, 0] + joints[:, 4])
     hand_precise = _triad(opposing, reach)
@@ -401,20 +411,30 @@ class _Fingers:
         per_joint[:, self.known.rows.reshape(-1)] = share.reshape(-1, 15)
         return clamped(self.start + per_joint[..., None] * (self.goal - self.start), 1.0)
 
+    def bending(self, share: Tensor) -> _Fingers:
+        """The same hands on another way: from where `share` has them, each joint by a radian of flexion."""
+        start = self.angles(share)
+        return _Fingers(self.known, self.frames, self.of, start, start + start.new_tensor([1.0, 0.0, 0.0]))
+
     def pose(self, share: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return pose(self.of, self.angles(share), self.frames, count)
 
-    def gaps(self, field: _Field, links: Tensor, rot: Tensor, at: Tensor) -> Tensor:
-        """(N,5,3) least distance of each link's points (N,15,count,3), thumb first."""
-        d = field(links.flatten(1, 2), rot, at).reshape(links.shape[:3]).amin(-1)
+    def gaps(self, field: _Field, joints: Tensor, links: Tensor, rot: Tensor, at: Tensor) -> Tensor:
+        """(N,5,3) least distance of each link's points (N,15,count,3) and insides, thumb first."""
+        inside = axes(joints, links[:, self.known.ends, 1])
+        points = torch.cat([links, inside], 2)
+        d = field(points.flatten(1, 2), rot, at).reshape(points.shape[:3])
+        d = torch.minimum(d[..., : links.shape[2]].amin(-1), d[..., links.shape[2] :].amin(-1) - AXIS)
         return d[:, self.known.rows]
 
 
 def _move_in(field: _Field, fingers: _Fingers, rot, at, forward, palmar) -> Tensor:
     """Moves palm grasps along their way until the hand touches: steps of the least distance (sphere tracing)."""
     _, links = fingers.pose(torch.zeros_like(fingers.start).reshape(-1, 5, 3, 3)[..., 0], FEW)
-    points = torch.cat([links.flatten(1, 2), fingers.of.palm], 1)
-    for _ in range(6):
+    points = torch.cat(
+        [links.flatten(1, 2), fingers.of.palm[:, ::2], fingers.of.palm[:, 1 : fingers.known.inner : 4]], 1
+    )
+    for _ in range(5):
         step = field(points, rot, at).amin(1).clamp(-0.015, 0.02)
         at = at + torch.where(palmar, step, torch.zeros_like(step))[:, None] * forward
     return at
@@ -433,7 +453,7 @@ def _close(field: _Field, fingers: _Fingers, share, rot, at, strides, halvings, 
         if i < len(strides):
             trial = torch.where(blocked, share, trial)
         joints, links = fingers.pose(trial, count)
-        d = fingers.gaps(field, links, rot, at)
+        d = fingers.gaps(field, joints, links, rot, at)
         hit = _inwards((d < -SLACK) | _thumb_meets_fingers(fingers.known, joints, links))
         share = torch.where(hit, share, trial)
         gap = torch.where(hit, gap, d)
@@ -448,18 +468,26 @@ def _inwards(hit: Tensor) -> Tensor:
 
 def _reopen(field: _Field, fingers: _Fingers, share, rot, at) -> Tensor:
     """Backs links out of the object, looking at all their points."""
-    for _ in range(6):
-        _, links = fingers.pose(share, PER_LINK)
-        hit = _inwards(fingers.gaps(field, links, rot, at) < -SLACK)
-        share = torch.where(hit, (share - 0.07).clamp_min(-0.4), share)
+    for _ in range(8):
+        hit = _inwards(fingers.gaps(field, *fingers.pose(share, PER_LINK), rot, at) < -SLACK)
+        share = torch.where(hit, share - 0.06, share)
     return share
 
 
-def _push_out(distances: Distances, points: Tensor, rot: Tensor, at: Tensor, depth: float, times: int) -> Tensor:
-    """Moves hands (B,P,3) until no point is deeper than `depth`, along the field's slope at the deepest one."""
+def _depth_of(inside: Tensor) -> Tensor:
+    """Distances (B,N) of points inside the hand, of which the last 12 are the palm's -> how deep the skin must be."""
+    return torch.cat([AXIS - inside[:, :-12], PALM_AXIS - inside[:, -12:]], 1)
+
+
+def _push_out(
+    distances: Distances, points: Tensor, inner: int, rot: Tensor, at: Tensor, depth: float, times: int
+) -> Tensor:
+    """Moves hands (B,P,3), whose last `inner` points are inside them, until no skin is deeper than `depth`, along the
+    field's slope at the deepest one."""
     for _ in range(times):
         x = points @ rot.mT + at[:, None]
-        low, where = distances(x).min(1)
+        d = distances(x)
+        low, where = torch.cat([d[:, :-inner], -_depth_of(d[:, -inner:])], 1).min(1)
         slope = distances.normals(x.gather(1, where[:, None, None].expand(-1, 1, 3)))[:, 0]
         at = at + (-low - depth).clamp(0, 0.01)[:, None] * slope
     return at
@@ -492,8 +520,7 @@ def _follow(known: GraspHand, share: Tensor, gap: Tensor, kind: Tensor) -> Tenso
 def _quality(field: _Field, fingers: _Fingers, share, rot: Tensor, at: Tensor, kind: Tensor) -> Tensor:
     """(N,) of closed hands: fingers and palm that touch, less what is too deep."""
     known = fingers.known
-    _, points = fingers.pose(share, 2 * FEW)
-    links = fingers.gaps(field, points, rot, at)
+    links = fingers.gaps(field, *fingers.pose(share, 2 * FEW), rot, at)
     palm_gap = field(fingers.of.palm, rot, at)
     touch = torch.exp(-(links.amin(-1).clamp_min(0) / 0.003))
     ends = torch.exp(-(links[..., 2].clamp_min(0) / 0.003))
