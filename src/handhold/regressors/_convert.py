@@ -1,8 +1,8 @@
 """PyTorch files read without running anything in them, and the process in which a user's checkpoint is converted.
 
-A `.ckpt`, `.pth` or `.bin` file is a pickle with raw arrays beside it. The pickle is read as data (`_pickled`): what it
-would import or call (OmegaConf nodes, optimisers, loggers) stays an inert record. Tensors are then cut out of the mapped
-file, each after its size, stride and place were checked. Both layouts of `torch.save` are read: the zip archive
+A `.ckpt`, `.pth` or `.bin` file is a pickle with raw arrays beside it. The pickle is read as data (`_pickled`): what
+it would import or call (OmegaConf nodes, optimisers, loggers) stays an inert record. Tensors are then cut out of the
+mapped file, each after its size, stride and place were checked. Both layouts of `torch.save` are read: the zip archive
 (PyTorch 1.6 and later) and the stream of five pickles before it.
 
 `python -m handhold.regressors._convert` runs `adapters.convert_here` on the job in its standard input, under a limit

@@ -249,8 +249,9 @@ def convert_state(state: dict[str, Tensor], kind: str = "auto", template: Templa
 def _check(network: str, config: Any, state: dict[str, Tensor]) -> None:
     """Exactly the tensors of the network that `config` describes, or UnusableInput."""
     module, net, _ = checkpoints.NETWORKS[network]
+    hand = () if network == "metro" else (HandModel.open("right"),)
     with torch.device("meta"):
-        model = getattr(importlib.import_module(f".{module}", __package__), net)(config)
+        model = getattr(importlib.import_module(f".{module}", __package__), net)(config, *hand)
     wanted = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     found = {k: tuple(v.shape) for k, v in state.items()}
     if wanted != found:

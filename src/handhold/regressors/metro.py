@@ -131,7 +131,7 @@ class Encoder(nn.Module):
 
 
 class MetroHand(nn.Module):
-    """Right-hand crops (N,3,224,224) -> `HandOutput` (its rotations and betas are None).
+    """Right-hand crops (N,3,224,224) -> `HandOutput` (its rotations, betas and transl are None).
 
     Buffers, stored with the weights: `reference` (216,3), the template's joints and coarse vertices about its wrist in
     metres; `regressor` (21,778), the joints of a mesh in OpenPose order; `adjacency` (195,195) of the coarse mesh.
@@ -196,7 +196,7 @@ class MetroHand(nn.Module):
         points = (1 + camera[:, None, :1] * (joints[..., :2] + camera[:, None, 1:])) * (size[1] / 2)
         sigma = torch.full_like(points[..., 0], math.log(0.04))
         joints, vertices = joints + t[:, None], vertices + t[:, None]
-        return HandOutput(None, None, t, joints, vertices, points, points, sigma, camera)
+        return HandOutput(None, None, None, joints, vertices, points, points, sigma, camera)
 
     def predict(self, crops: HandCrops, trust: float = 0.0) -> HandPrediction:
         """Hands in the true cameras' frames; no gradients. `trust` as in `crops.to_camera`."""
