@@ -10,12 +10,12 @@ import torch
 from handhold.datasets.synthetic.sample import SynthBatch
 from handhold.regressors.checkpoints import load_model
 from handhold.regressors.training.augment import AugmentConfig, augment_crops, hide_points
+from handhold.regressors.training.pictures import paint_labels
 from handhold.regressors.training.tasks import (
     DirectSettings,
     ParametricSettings,
     SegmenterSettings,
     make_task,
-    paint_labels,
 )
 from handhold.regressors.vit import ViTConfig
 from synth_hands import hand_batch

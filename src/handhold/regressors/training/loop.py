@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from ...errors import UnusableInput
 from ...files import write_atomically
 from .config import LoopConfig, OptimConfig
+from .devices import Mixed, make_fabric
+from .pictures import write_sheet
 from .state import load_state, optimizer_tensors, restore_module, restore_optimizer, save_state, strip
 from .streams import Ahead, Reuse, Stream, seed_of
 
@@ -69,21 +71,6 @@ class Trained:
     seconds: float
     metrics: dict[str, float]  # of the last evaluation, "task/figure"
     exports: dict[str, Path]
-
-
-class Mixed:
-    """A network called under autocast, whose outputs are fp32; everything else is the network's own."""
-
-    def __init__(self, model: nn.Module, device: torch.device, bf16: bool):
-        self.model, self._device, self._bf16 = model, device.type, bf16
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
-            out = self.model(*args, **kwargs)
-        return _fp32(out) if self._bf16 else out
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
 
 
 class Learner:
@@ -202,10 +189,12 @@ class _Training:
         self.settings = {} if settings is None else json.loads(json.dumps(settings))
         self.fabric = make_fabric(config) if config.devices > 1 else None
         self.rank = 0 if self.fabric is None else self.fabric.global_rank
+        if self.rank:
+            self.report = lambda *a, **k: None
         self.device = torch.device(config.device) if self.fabric is None else self.fabric.device
         out.mkdir(parents=True, exist_ok=True)
         self.learners = [Learner(t, config, self.device, self.fabric) for t in tasks]
-        self.step, self.before, self.done = 0, 0.0, False
+        self.step, self.before, self.done, self.evaluated = 0, 0.0, False, -1
         self.metrics: dict[str, float] = {}
         if (out / "state.safetensors").is_file():
             self._resume()
@@ -243,9 +232,20 @@ class _Training:
         typical, logged = 0.0, self.step
         if not self.done and self.rank == 0:
             write_atomically(self.out / "settings.json", json.dumps(self.settings, indent=1) + "\n")
-        while not self.done and not self.over(typical):
+        while not self.done:
+            now = self.clock()
+            due = {k: now - last[k] >= getattr(c, f"{k}_seconds") for k in ("state", "export")}
+            over, fraction, due = self._agreed((self.over(typical), self.fraction(), due))
+            if due["export"]:
+                self._export()
+                last["export"] = self.clock()
+            if due["state"]:
+                self._save()
+                last["state"] = self.clock()
+            if over:
+                break
             begun = self.clock()
-            self._one_step()
+            self._one_step(fraction)
             if self.device.type == "cuda":
                 queue.append(torch.cuda.Event())
                 queue[-1].record()
@@ -253,20 +253,17 @@ class _Training:
                     queue.popleft().synchronize()
             took = self.clock() - begun
             typical = took if typical == 0 else 0.9 * typical + 0.1 * took
-            now = self.clock()
             if self.step % c.log_steps == 0:
-                self._log((self.step - logged) / max(now - last["log"], 1e-9))
+                self._log(fraction, (self.step - logged) / max(self.clock() - last["log"], 1e-9))
                 logged, last["log"] = self.step, self.clock()
             if self.step % c.val_steps == 0:
                 self._evaluate()
-            if now - last["export"] >= c.export_seconds:
-                self._export()
-                last["export"] = self.clock()
-            if now - last["state"] >= c.state_seconds or (c.state_steps and self.step % c.state_steps == 0):
+            if c.state_steps and self.step % c.state_steps == 0:
                 self._save()
                 last["state"] = self.clock()
         if not self.done:
-            self._evaluate()
+            if self.evaluated != self.step:
+                self._evaluate()
             self.done = True
             self._save()
         files = self._export()
@@ -275,8 +272,12 @@ class _Training:
             self.board.close()
         return Trained(self.step, self.elapsed, self.metrics, files)
 
-    def _one_step(self) -> None:
-        batch, rate = self.batches.at(self.step), schedule(self.fraction(), self.config.optim)
+    def _agreed(self, decision: Any) -> Any:
+        """What the first process decides: clocks differ, and what all do together must not."""
+        return decision if self.fabric is None else self.fabric.broadcast(decision, 0)
+
+    def _one_step(self, fraction: float) -> None:
+        batch, rate = self.batches.at(self.step), schedule(fraction, self.config.optim)
         for learner in self.learners:
             for k, v in learner.step(batch, self.step, rate, self.rank).items():
                 name = f"{learner.task.name}/{k}"
@@ -284,19 +285,19 @@ class _Training:
                 self.sums[name] = (total + v.float(), count + 1)
         self.step += 1
 
-    def _log(self, speed: float) -> None:
-        if self.sums:
-            means = torch.stack([total / count for total, count in self.sums.values()]).tolist()
-            values = dict(zip(self.sums, means, strict=True))
-            self.sums = {}
-            rate = schedule(self.fraction(), self.config.optim)
-            self._write("train", values | {"rate": rate, "steps_per_second": speed})
-            losses = {k: v for k, v in values.items() if k.endswith("/loss")}
-            self.report(self.fraction(), f"step {self.step}", **losses, steps_per_second=speed)
+    def _log(self, fraction: float, speed: float) -> None:
+        means = torch.stack([total / count for total, count in self.sums.values()]).tolist()
+        values = dict(zip(self.sums, means, strict=True))
+        self.sums = {}
+        rate = schedule(fraction, self.config.optim)
+        self._write("train", values | {"rate": rate, "steps_per_second": speed})
+        losses = {k: v for k, v in values.items() if k.endswith("/loss")}
+        self.report(fraction, f"step {self.step}", **losses, steps_per_second=speed)
 
     @torch.no_grad()
     def _evaluate(self) -> None:
         """Figures of the averaged weights on the held-out batches, on the first process."""
+        self.evaluated = self.step
         if self.rank == 0:
             c, sums = self.config, {}
             while len(self.held_out) < c.val_batches:
@@ -379,38 +380,6 @@ def differing(saved: Any, now: Any, prefix: str = "") -> list[str]:
     return [] if saved == now else [prefix.rstrip(".")]
 
 
-def make_fabric(config: LoopConfig) -> Any:
-    """lightning-fabric over `config.devices` processes. Raises `UnusableInput` where it is not installed."""
-    try:
-        from lightning_fabric import Fabric
-    except ImportError:
-        try:
-            from lightning.fabric import Fabric
-        except ImportError as e:
-            raise UnusableInput(
-                "Training on several devices needs lightning-fabric: pip install 'handhold[train]'."
-            ) from e
-    kind = torch.device(config.device).type
-    fabric = Fabric(accelerator=kind, devices=config.devices, strategy="ddp", precision="32-true")
-    fabric.launch()
-    return fabric
-
-
-def write_sheet(path: Path, tiles: Tensor, columns: int = 8) -> None:
-    """A contact sheet (PNG) of (N,H,W,3) uint8 pictures, `columns` a row."""
-    import cv2
-
-    n, h, w = tiles.shape[:3]
-    columns = min(columns, n)
-    rows = -(-n // columns)
-    sheet = tiles.new_zeros(rows * columns, h, w, 3)
-    sheet[:n] = tiles
-    sheet = sheet.reshape(rows, columns, h, w, 3).transpose(1, 2).reshape(rows * h, columns * w, 3)
-    ok, data = cv2.imencode(".png", sheet.flip(-1).cpu().numpy())
-    if ok:
-        write_atomically(path, data.tobytes())
-
-
 class _OnCpu:
     """A stream's maker with its device fixed, picklable if the maker is."""
 
@@ -431,21 +400,6 @@ def _board(out: Path) -> Any:
 
 def _to(batch: Any, device: torch.device) -> Any:
     return batch.to(device)
-
-
-def _fp32(x: Any) -> Any:
-    """Every half-precision tensor in a nest of containers as fp32."""
-    if isinstance(x, Tensor):
-        return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-    if isinstance(x, dict):
-        return {k: _fp32(v) for k, v in x.items()}
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return type(x)(*map(_fp32, x))
-    if isinstance(x, (list, tuple)):
-        return type(x)(map(_fp32, x))
-    if is_dataclass(x) and not isinstance(x, type):
-        return replace(x, **{f.name: _fp32(getattr(x, f.name)) for f in fields(x) if f.init})
-    return x
 
 
 def _step_of(line: str) -> float:

@@ -19,6 +19,7 @@ from ..parametric import HandOutput, ParametricConfig, ParametricHand
 from ..segmenter import Segmenter, SegmenterConfig, augment, confusion, corrupt_previous, segmenter_loss
 from .augment import AugmentConfig, augment_crops, hide_points
 from .loop import Task
+from .pictures import draw_hands, paint_labels
 
 LEVELS = (0.0, 0.1, 0.3, 0.5, 1.01)
 """Edges of the occlusion levels of a hand: the share of it that other bodies hide."""
@@ -179,41 +180,6 @@ def _started(model: nn.Module, path: Path | None) -> nn.Module:
         raise UnusableInput(f"{path} is of another network than the settings ask for; change one of them.")
     model.load_state_dict(found.state_dict())
     return model
-
-
-# ---------------------------------------------------------------- pictures to look at
-
-COLORS = ((40, 40, 40), (230, 80, 60), (60, 130, 240), (70, 200, 90), (240, 200, 60))  # of LABELS
-FINGERS = ((240, 240, 240), (240, 80, 80), (240, 180, 60), (90, 210, 90), (80, 150, 250), (220, 100, 230))
-
-
-def paint_labels(image: Tensor, labels: Tensor) -> Tensor:
-    """Labels (N,H,W) as colours over pictures (N,3,H,W) in [0,1]: (N,H,W,3) uint8."""
-    colors = torch.tensor(COLORS, device=image.device, dtype=torch.float32)[labels.long()]
-    mix = torch.where(labels > 0, 0.55, 0.0)[..., None]
-    return torch.lerp(255 * image.permute(0, 2, 3, 1).float(), colors, mix).clamp(0, 255).to(torch.uint8)
-
-
-def draw_hands(image: Tensor, out: HandOutput, truth: Tensor) -> Tensor:
-    """Crops (N,3,h,w) with the projected skeleton, the vertices and, as white dots, the true joints (N,21,2): (N,h,w,3)
-    uint8."""
-    import cv2
-    import numpy as np
-
-    pictures = (255 * image.permute(0, 2, 3, 1)).clamp(0, 255).to(torch.uint8).cpu().numpy()
-    points, true = out.projected.cpu().numpy(), truth.cpu().numpy()
-    made = []
-    for picture, p, t in zip(pictures, points, true, strict=True):
-        picture = np.ascontiguousarray(picture)
-        for finger in range(5):
-            chain = [0, *range(1 + 4 * finger, 5 + 4 * finger)]
-            for a, b in zip(chain, chain[1:], strict=False):
-                ends = [tuple(int(v) for v in np.clip(p[i], -999, 9999)) for i in (a, b)]
-                cv2.line(picture, *ends, FINGERS[finger + 1], 2, cv2.LINE_AA)
-        for x in t:
-            cv2.circle(picture, tuple(int(v) for v in np.clip(x, -999, 9999)), 2, (255, 255, 255), -1, cv2.LINE_AA)
-        made.append(torch.from_numpy(picture))
-    return torch.stack(made)
 
 
 # ---------------------------------------------------------------- everything together
