@@ -18,6 +18,7 @@ from .gbuffer import rasterize_batch
 
 SHADOW_SIZE = 128  # pixels of a shadow map
 LAMPS = 2
+_EMPTY = 1.5  # depth where the lamp sees nothing, in scene radii
 _DISTANCE = 24.0  # of the shadow map's camera, in scene radii: nearly parallel rays
 
 
@@ -62,6 +63,9 @@ def sample_lights(n: int, generator: torch.Generator, device: str | torch.device
     color = warm[:, :LAMPS] * strength[..., None]
     base = 1.0 - 0.75 * key
     env = warm[:, LAMPS] * base[:, None]
+    mean = color.sum(1) * 0.5 + env  # the camera's white balance takes out most of what all lamps have in common
+    balance = (mean / mean.mean(1, keepdim=True)) ** -u(0.5, 1.0, 1)
+    color, env = color * balance[:, None], env * balance
     side = F.normalize(torch.randn(n, 3, generator=g), dim=1)
     lean = up * u(0.1, 0.8, 1) + side * u(0.0, 0.4, 1)
     order1 = lean[:, :, None] * env[:, None]
@@ -139,8 +143,9 @@ class ShadowMap:
             x, y, depth = ((axes[:, k].T * away).sum(0) for k in range(3))
         s = self.moments.shape[1]
         shrink = (s / 2) * _DISTANCE / (_DISTANCE + depth)
-        x = (x * shrink + (s / 2 - 0.5)).clamp(0, s - 1.001)
-        y = (y * shrink + (s / 2 - 0.5)).clamp(0, s - 1.001)
+        x, y = x * shrink + (s / 2 - 0.5), y * shrink + (s / 2 - 0.5)
+        outside = torch.maximum((x - (s / 2 - 0.5)).abs(), (y - (s / 2 - 0.5)).abs()) > s / 2 - 2
+        x, y = x.clamp(0, s - 1.001), y.clamp(0, s - 1.001)
         x0, y0 = x.int(), y.int()
         fx, fy = (x - x0)[:, None], (y - y0)[:, None]
         i = y0 * s + x0 + (picture * (s * s) if len(self.axes) > 1 else 0)
@@ -148,9 +153,9 @@ class ShadowMap:
         top = torch.lerp(data[i], data[i + 1], fx)
         low = torch.lerp(data[i + s], data[i + (s + 1)], fx)
         mean, square = torch.lerp(top, low, fy).T
-        over = (depth - mean - 0.02).clamp_min(0)
+        over = (depth.clamp(max=_EMPTY - 0.1) - mean - 0.02).clamp_min(0)
         variance = (square - mean * mean).clamp_min(4e-4)
-        return ((variance / (variance + over * over) - 0.15) / 0.85).clamp(0, 1)
+        return ((variance / (variance + over * over) - 0.15) / 0.85).clamp(0, 1).maximum(outside.to(over))
 
 
 def shadow_map(
@@ -165,7 +170,7 @@ def shadow_map(
     local = torch.stack([local[..., 0], local[..., 1], local[..., 2] + _DISTANCE], -1)
     K = local.new_tensor([[_DISTANCE * size / 2, 0, size / 2], [0, _DISTANCE * size / 2, size / 2], [0, 0, 1]])
     depth = rasterize_batch(local, faces, K, size, size).depth
-    d = torch.where(depth > 0, depth - _DISTANCE, 1.5)
+    d = torch.where(depth > 0, depth - _DISTANCE, _EMPTY)
     m = torch.stack([d, d * d], 1)
     levels = [tent(m)]
     for k in (2, 4):

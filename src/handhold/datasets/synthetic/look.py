@@ -202,7 +202,7 @@ def _canonical_box(surfaces: Surfaces, m: int) -> Tensor:
 
 
 def _ground_shadow(light: Light, shadows: lighting.ShadowMap, depth: Tensor, ray: Tensor) -> Tensor:
-    """(B,1,H,W) factor of the background: the scene's shadow on a plane under or behind it, at a quarter of the size."""
+    """(B,1,H,W) factor of the background: the scene's shadow on a plane under or behind it, computed at a quarter."""
     n, h, w = depth.shape
     normal = light.plane
     d = ray[:, :, 2::4, 2::4] if min(h, w) >= 16 else ray
@@ -273,16 +273,16 @@ def _shade(light, shadows, textures, look, normal, view, at, ao, picture) -> Ten
         alpha = (look.rough + of(light.spread[:, k], picture)).clamp(0.1, 1).square()
         lobe = _ggx(nh, alpha)
         if k == 0:  # skin has a second, sharper lobe: its oil
-            lobe = lobe + 0.25 * under * (_ggx(nh, alpha * 0.35) - lobe)
+            lobe = lobe + 0.25 * under * (_ggx(nh, alpha * 0.5) - lobe)
         nl = nl.clamp_min(0)
         shape = lobe * nl * (math.pi * 0.25) / (nl + nv - nl * nv).clamp_min(0.05) * reached
         fresnel = f0 + (1 - f0) * (1 - vh).square().square() * (1 - vh)
-        spec = spec + fresnel * color * shape.clamp_max(8.0)
+        spec = spec + fresnel * color * shape.clamp_max(8.0 - 5.0 * under)
     mirror = 2 * nv * normal - view
-    gloss = (1 - look.rough).clamp(0, 1)
+    gloss = (1 - look.rough).clamp(0, 1).square()
     room = noise(textures, mirror * 0.35 + of(light.direction[:, 0], picture))[0]  # things that are mirrored
-    around = lighting.ambient(light.harmonics, mirror, picture) * (torch.exp(1.3 * gloss * room) * ao)
-    edge = f0 + (gloss.maximum(f0) - f0) * (1 - nv).square().square() * (1 - nv)
+    around = lighting.ambient(light.harmonics, mirror, picture) * (torch.exp(1.8 * gloss * room) * ao)
+    edge = f0 + ((0.8 * gloss).maximum(f0) - f0) * (1 - nv).square().square() * (1 - nv)
     return look.albedo * diffuse * (1 - look.metal) + spec + around * edge
 
 

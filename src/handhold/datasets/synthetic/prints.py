@@ -32,19 +32,20 @@ def room_pictures(n: int, size: int, seed: int) -> np.ndarray:
     return np.stack([_room(rng, size, panels) for _ in range(n)])
 
 
-def colour(rng: np.random.Generator) -> tuple[int, int, int]:
+def colour(rng: np.random.Generator, strength: float = 0.5) -> tuple[int, int, int]:
     """An sRGB colour as things have it: greys, browns and skin colours are more frequent than pure ones."""
     kind = rng.random()
-    if kind < 0.2:
+    if kind < 0.25:
         g = rng.uniform(0, 255)
-        c = g + rng.normal(0, 8, 3)
-    elif kind < 0.35:
-        c = np.array([205, 160, 130]) * rng.uniform(0.25, 1.2) + rng.normal(0, 14, 3)
+        c = g + rng.normal(0, 6, 3)
     elif kind < 0.45:
-        c = rng.uniform(215, 255) + rng.normal(0, 8, 3)
+        c = np.array([205, 165, 130]) * rng.uniform(0.25, 1.2) + rng.normal(0, 14, 3)
+    elif kind < 0.6:
+        c = rng.uniform(205, 255) + rng.normal(0, 8, 3)
     else:
-        hsv = np.uint8([[[rng.integers(0, 180), 255 * rng.beta(2, 1.5), 255 * rng.beta(2.5, 1.3)]]])
-        c = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0].astype(float)
+        strong = rng.random() < strength
+        hue, s = rng.integers(0, 180), rng.beta(2.5, 1.5) if strong else rng.beta(1.5, 4)
+        c = cv2.cvtColor(np.uint8([[[hue, 255 * s, 255 * rng.beta(2.5, 1.3)]]]), cv2.COLOR_HSV2RGB)[0, 0].astype(float)
     return tuple(int(x) for x in np.clip(c, 0, 255))
 
 
@@ -125,7 +126,7 @@ def _any(rng: np.random.Generator, panels: np.ndarray) -> np.ndarray:
 
 
 def _product(rng: np.random.Generator, size: int) -> list[np.ndarray]:
-    palette = [colour(rng) for _ in range(4)]
+    palette = [colour(rng, 0.8) for _ in range(4)]
     name, base_b = word(rng), palette[0] if rng.random() < 0.5 else palette[1]
     style = rng.random()
     panels = []
@@ -190,7 +191,7 @@ def _wood(rng: np.random.Generator, size: int) -> np.ndarray:
 def _surface(rng: np.random.Generator, size: int, panels: np.ndarray) -> np.ndarray:
     """A texture that fills a wall, table or floor."""
     kind = rng.random()
-    a, b = colour(rng), colour(rng)
+    a, b = colour(rng, 0.2), colour(rng, 0.2)
     if kind < 0.35:
         return _gradient(rng, size, a, np.clip(np.array(a) * rng.uniform(0.6, 1.3), 0, 255))
     if kind < 0.55:

@@ -51,15 +51,15 @@ def sample_sensors(n: int, generator: torch.Generator, strength: float = 1.0, ke
 
     motion = sometimes(0.3, u(1.0, kernel_size * 0.9), 0.0)
     defocus = sometimes(0.4, u(0.3, 1.6) ** 1.5, 0.0)
-    noisy = u() ** 3 * strength
+    noisy = u() ** 4 * strength
     return Sensor(
         exposure=0.19 * torch.exp(strength * u(-0.7, 0.6)),
-        gains=torch.exp(strength * 0.1 * torch.randn(n, 3, generator=g)),
+        gains=torch.exp(strength * 0.07 * torch.randn(n, 3, generator=g)),
         kernel=_kernels(motion, 2 * math.pi * u(), defocus, kernel_size),
         blurred=(motion > 0) | (defocus > 0),
         vignette=sometimes(0.4, u(0.1, 0.6)),
-        shot=4e-3 * noisy + 2e-4 * strength,
-        read=0.02 * noisy + 0.001 * strength,
+        shot=3e-3 * noisy + 2e-4 * strength,
+        read=0.015 * noisy + 0.001 * strength,
         chroma=sometimes(0.3, 0.02 * u()),
         place=torch.randint(_TILE, (n, 3, 2), generator=g),
         shrink=sometimes(0.25, torch.tensor([1.5, 2.0, 3.0])[torch.randint(3, (n,), generator=g)], 1.0),
@@ -82,11 +82,11 @@ def develop(image: Tensor, sensor: Sensor) -> Tensor:
     if image.device.type != "cpu" or n == 1:
         return _develop(image.clone(), sensor)
     step = max(1, (1 << 16) // (h * w))  # what fits the caches
-    rows = [
-        replace(sensor, **{k.name: getattr(sensor, k.name)[i : i + step] for k in fields(sensor)})
-        for i in range(0, n, step)
-    ]
-    return torch.cat([_develop(x.clone(), s) for x, s in zip(image.split(step), rows, strict=True)])
+    parts = []
+    for i in range(0, n, step):
+        rows = {k.name: getattr(sensor, k.name)[i : i + step] for k in fields(sensor)}
+        parts.append(_develop(image[i : i + step].clone(), replace(sensor, **rows)))
+    return torch.cat(parts)
 
 
 def _develop(x: Tensor, sensor: Sensor) -> Tensor:
@@ -100,7 +100,7 @@ def _develop(x: Tensor, sensor: Sensor) -> Tensor:
             some = _which(sensor.shrink == factor, x)
             small = F.interpolate(x[some], (round(h / factor), round(w / factor)), mode="bilinear", antialias=True)
             x[some] = F.interpolate(small, (h, w), mode="bilinear")
-    gain = s.exposure / (0.6 * x.mean((1, 2, 3)) + 0.4 * x[:, 1, ::2, ::2].square().mean((1, 2)).sqrt()).clamp_min(1e-4)
+    gain = s.exposure / (0.5 * x.mean((1, 2, 3)) + 0.5 * x[:, 1, ::2, ::2].square().mean((1, 2)).sqrt()).clamp_min(1e-4)
     y = torch.linspace(-1, 1, h, device=x.device)[:, None].square() + torch.linspace(-1, 1, w, device=x.device).square()
     x *= (1 - s.vignette[:, None, None] * 0.5 * y)[:, None]
     x *= (gain[:, None] * s.gains)[..., None, None]
@@ -123,7 +123,7 @@ def _which(mask: Tensor, x: Tensor) -> Tensor:
 
 
 def srgb_from_linear(x: Tensor) -> Tensor:
-    """The inverse of `textures.linear_from_srgb` within 0.004, after highlights are rolled off above 0.8 to end at 1."""
+    """sRGB of linear light by a fit within 0.004 of the standard's, highlights rolled off above 0.8 to end at 1."""
     x = x.clamp_min(0)
     over = (x - 0.8).clamp_min(0)
     x = x - over * over / (over + 0.2)

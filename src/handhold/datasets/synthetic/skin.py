@@ -141,9 +141,9 @@ def evaluate(
     broad = noise(canon / 0.09 + offset)  # mottles from 4.5 cm down
     fine = noise(canon / 0.016 + offset)  # 8 mm to 0.7 mm
     shown = (1 - footprint / 0.004).clamp(0, 1)
-    density = (0.05 * broad[0] + 0.035 * fine[0]) * extra[3]
-    blush = 0.10 * broad[1] * extra[3]
-    height = 4e-5 * fine[1] * shown
+    density = (0.035 * broad[0] + 0.03 * fine[0]) * extra[3]
+    blush = 0.05 * broad[1] * extra[3]
+    height = 3e-5 * fine[1] * shown
     f0 = torch.full_like(rough, 0.035)
     rough = (rough + 0.1 * fine[3]).clamp(0.25, 1)
     if attrs is None:
@@ -153,7 +153,7 @@ def evaluate(
     light = _column(base, 0.56, 0.30, 0.21)
     pale = (base * 0.35 + 0.65 * light).maximum(base)
     base = base + (pale - base) * (palm * 0.75 * extra[7].clamp(0, 1))
-    blush = blush + 0.35 * red * extra[0]
+    blush = blush + 0.24 * red * extra[0]
     hairs = noise(canon * _column(canon, 25.0, 140.0, 140.0) + offset)[3]
     density = density + 0.5 * extra[4] * (1 - palm) * (hairs - 1.2).clamp(0, 1) * shown
     # Creases: across the fingers at their joints, and the lines of the palm.
@@ -163,7 +163,7 @@ def evaluate(
         d = attrs[5 + k] - 1 + wobble
         on_palm = torch.exp(-(d * (1 / 7e-4)).square()) + 0.6 * torch.exp(-((d - 2.5e-3) * (1 / 6e-4)).square())
         on_back = torch.exp(-(d * 200).square()) * (0.5 + 0.5 * torch.cos(d * (6.2832 / 1.7e-3)))
-        crease = crease + on_palm * palm + on_back * (1 - palm) * gain
+        crease = crease + on_palm * palm + on_back * (1 - palm) * (1.5 * gain)
     crease = (crease + palm * _palm_lines(canon, wobble)) * extra[2]
     soft = (1 - footprint / 0.003).clamp(0.1, 1)
     density = density + 0.28 * crease * soft
@@ -187,7 +187,7 @@ def evaluate(
     band = torch.sigmoid((2.2e-3 - place.abs()) * 4e3) * ring
     albedo = albedo + (_column(base, 0.7, 0.58, 0.38) - albedo) * band
     height = height + band * 6e-4
-    rough = rough + (0.2 - rough) * (nail + band).clamp(0, 1)
+    rough = rough + (0.28 - rough) * (nail + band).clamp(0, 1)
     return albedo.clamp(0.004, 0.95), height, rough, f0 + 0.02 * nail + 0.5 * band
 
 

@@ -167,8 +167,9 @@ def sample_materials(
     shiny = torch.rand(n, generator=g) < 0.45
     rough = torch.where(shiny, uniform(0.12, 0.4), uniform(0.4, 0.95))
     f0 = uniform(0.03, 0.06)
-    bump = torch.where(torch.rand(n, generator=g) < 0.4, log_uniform(2e-5, 4e-4), torch.zeros(n))
+    bump = torch.where(torch.rand(n, generator=g) < 0.4, log_uniform(0.001, 0.012), torch.zeros(n))
     scale = log_uniform(0.006, 0.12)
+    bump = bump * scale
     cloth = (kind == WEAVE) | (kind == KNIT)
     scale = torch.where(
         kind == WEAVE, log_uniform(0.0012, 0.006), torch.where(kind == KNIT, log_uniform(0.003, 0.01), scale)
@@ -178,7 +179,7 @@ def sample_materials(
         scale = torch.where(kind == CHECKER, log_uniform(0.01, 0.06), scale)
     rough = torch.where(cloth, uniform(0.75, 1.0), rough)
     f0 = torch.where(cloth, uniform(0.005, 0.02), f0)
-    bump = torch.where(cloth, log_uniform(1e-4, 6e-4), bump)
+    bump = torch.where(cloth, scale.clamp(max=0.03) * log_uniform(0.008, 0.05), bump)
     metal = (kind == METAL).float()
     grey = uniform(0.35, 0.9, 1) * (1 + 0.06 * torch.randn(n, 3, generator=g))
     tinted = torch.tensor([0.85, 0.6, 0.28]) * uniform(0.7, 1.1, 1)
@@ -281,7 +282,7 @@ def evaluate(materials: Materials, textures: Textures, points: Points) -> Shaded
             folds = smooth_noise(textures, c * c.new_tensor([[5.0], [9.0], [9.0]]) + offset)
             height[at] = amplitude * h * fine + folds[0] * torch.where(f0[at] < 0.025, 2.5e-3, 0.0)
         else:
-            height[at] = amplitude * h
+            height[at] = amplitude * h * (1 - span / (2 * scale)).clamp(0, 1)
             rough[at] = (rough[at] + 0.05 * waves[2]).clamp(0.08, 1)
     return Shaded(albedo, height, rough, f0, flat.metal[row], (kind == SKIN).to(albedo))
 
