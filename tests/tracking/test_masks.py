@@ -11,6 +11,7 @@ import pytest
 from handhold.geometry.cameras import default_K
 from handhold.scene import Landmarks, Sequence
 from handhold.tracking import masks
+from handhold.tracking._mask_cleaning import _owned
 from handhold.tracking.masks import estimate_background, segment
 
 WIDTH, HEIGHT, COUNT = 160, 120, 20
@@ -109,8 +110,61 @@ def test_a_hand_and_its_disc_are_found_also_without_landmarks():
     assert told == sorted(told) and told[-1] == 1.0 and not s.notes
 
 
+def as_segmented(true: dict[str, np.ndarray], frames: np.ndarray, side: str = "right") -> np.ndarray:
+    """(F,5,H,W): what a fair segmenter would say: soft edges, wrong blobs that come and go, the sleeve found."""
+    rng = np.random.default_rng(5)
+    sleeve = (np.abs(frames.astype(int) - (45, 45, 50)).max(-1) < 20) & ~true["right"] & ~true["object"]
+    label = np.select([true["right"], true["object"], sleeve], [1 if side == "right" else 2, 3, 4], 0)
+    out = np.empty((len(label), 5, HEIGHT, WIDTH), np.float16)
+    for i in range(len(label)):
+        x = np.stack([cv2.GaussianBlur((label[i] == c).astype(np.float32), (0, 0), 3.0) for c in range(5)], -1)
+        noise = cv2.resize(rng.normal(0, 0.35, (8, 10, 5)).astype(np.float32), (WIDTH, HEIGHT))
+        e = np.exp(5 * (x + noise))
+        out[i] = (e / e.sum(-1, keepdims=True)).transpose(2, 0, 1)
+    return out
+
+
+@pytest.fixture
+def quick(monkeypatch, one_thread):
+    monkeypatch.setattr(masks, "train", functools.partial(masks.train, epochs=60))
+
+
+@pytest.mark.parametrize(("camera", "side"), [("still", "left"), ("moves", "right")])
+def test_a_segmenter_is_followed_and_its_edges_mended(quick, camera, side):
+    """Also where its sides are not those of the landmarks, few of which are there, and where the background moves."""
+    frames, true, points = drawn()
+    if camera == "moves":
+        moving = np.stack([np.roll(wall(), 9 * i, axis=1) for i in range(COUNT)])
+        still = np.abs(frames - wall()[None]).max(-1) < 12
+        frames = np.where(still[..., None], np.clip(moving, 0, 255), frames).astype(np.uint8)
+    said = as_segmented(true, frames, side)
+    confidence = np.where(np.arange(COUNT) % 4, 0, 1).astype(np.float32)
+    points[confidence == 0] = np.nan
+    s = segment(sequence(frames, points, confidence), probabilities=said[:, :, ::2, ::2] if side == "left" else said)
+    channel = {"right": 1 if side == "right" else 2, "object": 3}
+    for name in ("right", "object"):
+        before, after = iou(said.argmax(1) == channel[name], true[name]), iou(s.masks[name], true[name])
+        assert after > max(0.85, before) and before < 0.85, (name, before, after)
+    assert set(s.masks) == {"right", "object", "other"} and not s.notes
+    assert not (s.masks["right"] & s.masks["object"]).any() and s.masks["other"][:, 112:].any()
+    assert all(0 <= c.min() and c.max() <= 1 for c in s.mask_confidence.values())
+
+
+def test_a_hand_without_landmarks_is_not_part_of_the_other():
+    """Two hands of skin, landmarks of one: the segmenter's sides keep them apart."""
+    skin = np.zeros((60, 100), bool)
+    skin[20:50, 10:40] = skin[20:50, 50:90] = True
+    share = np.where(np.arange(100) < 45, 0.95, 0.05) * np.ones((60, 1))
+    points = hand_points(np.array([25.0, 48])) * [1, 0.6] + [0, 20]
+    kept = _owned(skin, {"right": points}, ["right"], {"right": 40.0}, {}, share)["right"]
+    assert kept[20:50, 15:35].mean() > 0.6 and not kept[:, 50:].any()
+    kept = _owned(skin, {"right": points}, ["right", "left"], {"right": 40.0, "left": 40.0}, {}, share)
+    assert kept["left"][20:50, 52:90].all() and not (kept["left"] & kept["right"]).any()
+    assert _owned(skin, {"right": points}, ["right"], {"right": 40.0}, {}, None)["right"][20:30, 60:90].all()
+
+
 def test_a_moving_camera_is_noticed(monkeypatch):
-    monkeypatch.setattr(masks, "_train", functools.partial(masks._train, epochs=20))  # labels do not matter here
+    monkeypatch.setattr(masks, "train", functools.partial(masks.train, epochs=20))  # labels do not matter here
     rng = np.random.default_rng(3)
     long = cv2.resize(rng.uniform(0, 255, (6, 40, 3)).astype(np.float32), (320, 48), interpolation=cv2.INTER_CUBIC)
     frames = np.stack([noisy(long[:, 30 * i : 30 * i + 64], rng) for i in range(8)])

@@ -19,19 +19,20 @@ def px(p) -> tuple[int, int]:
     return int(np.clip(p[0], -9999, 9999)), int(np.clip(p[1], -9999, 9999))
 
 
-def clean(probabilities, features, hands, hand_size):
+def clean(probabilities, features, hands, hand_size, share=None):
     """Labels to masks: components that belong to the hand-object group, islands and holes resolved, skin split by side
     and cut at the wrist.
 
     probabilities (F,H,W,4); features: `masks._Features`; hands: side -> points (F,21,2) and confidence (F,); hand_size:
-    side -> (F,) pixels. Returns masks (F,H,W) bool and confidences (F,) by name.
+    side -> (F,) pixels; share: (F,H,W) the right hand's part of the hands as the segmenter sees it, or None. Returns
+    masks (F,H,W) bool and confidences (F,) by name.
     """
     n, h, w = probabilities.shape[:3]
     sides = [s for s in SIDES if s in hands]
     masks = {s: np.zeros((n, h, w), bool) for s in [*sides, "object", "other"]}
     confidence = {k: np.zeros(n, np.float32) for k in masks}
     typical_size = float(np.median([hand_size[s][0] for s in sides])) if sides else 0.3 * max(h, w)
-    yy, xx = np.mgrid[0:h, 0:w].astype(np.float32) + 0.5
+    share = [None] * n if share is None else _named_as_landmarks(share, hands)
     previous, last = None, {}
     for i in range(n):
         p = probabilities[i].astype(np.float32)
@@ -47,42 +48,20 @@ def clean(probabilities, features, hands, hand_size):
         obj = ndimage.binary_fill_holes(ndimage.binary_closing(obj, iterations=2)) & ~skin
         found = [(s, hands[s][0][i]) for s in sides if hands[s][1][i] > 0.45 and np.isfinite(hands[s][0][i]).all()]
         found = [(s, q) for s, q in found if _mostly_on(skin, q)]
-        if sides:
-            cost = []
-            for s, q in found:
-                bones = np.ones((h, w), np.uint8)
-                for a, b in BONES:
-                    cv2.line(bones, px(q[a]), px(q[b]), 0, 1)
-                distance = cv2.distanceTransform(bones, cv2.DIST_L2, 3)
-                axis = q[9] - q[0]
-                length = np.linalg.norm(axis)
-                if length > 0.25 * hand_size[s][i]:  # cut the bare forearm just behind the wrist
-                    along = ((xx - q[0, 0]) * axis[0] + (yy - q[0, 1]) * axis[1]) / length
-                    across = np.abs((xx - q[0, 0]) * axis[1] - (yy - q[0, 1]) * axis[0]) / length
-                    distance = np.where(
-                        (along < -0.1 * hand_size[s][i]) & (across < 0.5 * hand_size[s][i]), np.inf, distance
-                    )
-                cost.append(distance)
-            # a hand that was not found here keeps the skin next to where it was a frame ago
-            carried = [s for s in sides if s not in dict(found)]
-            cost += [
-                cv2.distanceTransform((~last[s]).astype(np.uint8), cv2.DIST_L2, 3)
-                if s in last
-                else np.full((h, w), 1e6)
-                for s in carried
-            ]
-            nearest = np.argmin(cost, 0)
-            for j, s in enumerate([s for s, _ in found] + carried):
-                masks[s][i] = skin & (nearest == j) & np.isfinite(cost[j])
-                if masks[s][i].any():
-                    last[s] = masks[s][i]
+        owned = _owned(skin, dict(found), sides, {t: hand_size[t][i] for t in sides}, last, share[i])
+        for s, m in owned.items():
+            masks[s][i] = m
+            if m.any():
+                last[s] = m
         masks["object"][i] = obj
         masks["other"][i] = ~obj & ~skin & (label != BACKGROUND)
+        if share[i] is not None:  # arms, and hands of others
+            masks["other"][i] |= skin & ~np.any(list(owned.values()), axis=0)
         for k in masks:
             m = masks[k][i]
             if m.sum() > 30:
                 confidence[k][i] = float(np.clip(2 * top[m].mean() - 1, 0, 1)) * (
-                    1.0 if k in dict(found) or k not in SIDES else 0.6
+                    1.0 if k in dict(found) or k not in SIDES else 0.6 if share[i] is None else 0.8
                 )
         previous = obj if obj.any() else previous
     area = masks["object"].reshape(n, -1).sum(1)
@@ -90,6 +69,64 @@ def clean(probabilities, features, hands, hand_size):
         typical = ndimage.median_filter(area.astype(np.float32), 9, mode="nearest")
         confidence["object"] *= np.clip(1.5 - np.abs(np.log((area + 1) / (typical + 1))), 0.1, 1).astype(np.float32)
     return masks, confidence
+
+
+def _named_as_landmarks(share: np.ndarray, hands) -> np.ndarray:
+    """`share` of the right hand (F,H,W), or of the left if that is what the landmarks call right: sides are named by
+    one vote of the clip."""
+    votes = [np.zeros(0)]
+    h, w = share.shape[1:]
+    for side, (points, confidence) in hands.items():
+        for i in np.flatnonzero(confidence > 0.45):
+            x, y = points[i][np.isfinite(points[i]).all(-1)].astype(int).T
+            inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
+            right = share[i, y[inside], x[inside]].astype(np.float32)
+            votes.append(right if side == "right" else 1 - right)
+    votes = np.concatenate(votes)
+    return 1 - share if len(votes) and votes.mean() < 0.5 else share
+
+
+def _owned(skin, found, sides, hand_size, last, share) -> dict[str, np.ndarray]:
+    """Whose skin it is in one frame, side -> (H,W) bool: that of the closest hand, in pixels of the picture and in how
+    far the segmenter, if asked (share), finds it to be of the other side. What is behind a wrist is nobody's.
+
+    found: side -> points (21,2); hand_size: side -> pixels; last: side -> mask when the side was last seen.
+    """
+    h, w = skin.shape
+    yy, xx = np.mgrid[0:h, 0:w].astype(np.float32) + 0.5
+    order = [s for s in sides if s in found] + [s for s in sides if s not in found]
+    cost = []
+    for s in order:
+        if s in found:
+            q = found[s]
+            bones = np.ones((h, w), np.uint8)
+            for a, b in BONES:
+                cv2.line(bones, px(q[a]), px(q[b]), 0, 1)
+            distance = cv2.distanceTransform(bones, cv2.DIST_L2, 3)
+            axis = q[9] - q[0]
+            length = np.linalg.norm(axis)
+            if length > 0.25 * hand_size[s]:  # cut the bare forearm just behind the wrist
+                along = ((xx - q[0, 0]) * axis[0] + (yy - q[0, 1]) * axis[1]) / length
+                across = np.abs((xx - q[0, 0]) * axis[1] - (yy - q[0, 1]) * axis[0]) / length
+                behind = (along < -0.1 * hand_size[s]) & (across < 0.5 * hand_size[s])
+                distance = np.where(behind, np.inf, distance)
+        elif s in last:  # a hand that was not found here keeps the skin next to where it was a frame ago
+            distance = cv2.distanceTransform((~last[s]).astype(np.uint8), cv2.DIST_L2, 3)
+        else:
+            distance = np.full((h, w), 1e6 if share is None else 0.3 * hand_size[s], np.float32)
+        if share is not None:
+            own = share.astype(np.float32) if s == "right" else 1 - share.astype(np.float32)
+            distance = distance + 0.6 * hand_size[s] * (1 - own)
+        cost.append(distance)
+    if share is not None and len(order) == 1:  # a hand that no landmarks follow may be there too
+        nobody = 0.3 + 0.6 * own
+        if order[0] in found:
+            nobody = np.where(cost[0] < (0.1 + 0.6 * (1 - own)) * hand_size[order[0]], np.inf, nobody)
+        cost.append(nobody * hand_size[order[0]])
+    if not cost:
+        return {}
+    nearest = np.argmin(cost, 0)
+    return {s: skin & (nearest == j) & np.isfinite(cost[j]) for j, s in enumerate(order)}
 
 
 def _mostly_on(skin: np.ndarray, points: np.ndarray) -> bool:
