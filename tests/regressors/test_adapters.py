@@ -3,6 +3,7 @@ and a hostile file runs nothing."""
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
@@ -95,22 +96,22 @@ def test_every_tensor_of_the_full_layout_is_taken_or_named_as_unused(kind):
     unused["graphormer"] = {k for k in whole if ".skip_conv." in k or ".embeddings." in k or ".pooler." in k}
     unused["graphormer"] |= {"backbone.classifier.weight", "backbone.classifier.bias"}
     assert made.extra["ignored"] == len(unused[kind])
-    with pytest.raises(UnusableInput, match="does not have, such as 'something.new'"):
-        adapters.convert_state(whole | {"something.new": torch.zeros(1)}, kind, given)
 
 
 @pytest.mark.parametrize("kind", adapters.KINDS)
 def test_each_tensor_of_a_small_file_is_indispensable_and_of_one_shape(kind):
     whole, given = {k: v.to("meta") for k, v in state(kind).items()}, template()
     made = adapters.convert_state(whole, kind, given)
+    with pytest.raises(UnusableInput, match="does not have, such as 'something.new'"):
+        adapters.convert_state(whole | {"something.new": torch.zeros(1)}, kind, given)
     keys = [k for k in whole if not any(re.fullmatch(p, k) for p in adapters.IGNORED[kind])]
     assert made.extra["ignored"] == len(whole) - len(keys)
-    for key in keys[:: max(1, len(keys) // 12)]:
+    for key in keys[3 :: len(keys) // 6]:
         with pytest.raises(UnusableInput):
             adapters.convert_state({k: v for k, v in whole.items() if k != key}, kind, given)
         if whole[key].ndim:
             wrong = torch.empty([n + 1 for n in whole[key].shape], device="meta")
-            with pytest.raises((UnusableInput, RuntimeError)):
+            with pytest.raises(UnusableInput):
                 adapters.convert_state(whole | {key: wrong}, kind, given)
 
 
@@ -215,6 +216,7 @@ def test_files_of_both_formats_are_read_exactly_and_run_nothing(new_format, monk
     assert root["epoch"] == 35 and root["callbacks"]["ModelCheckpoint"].name.endswith(".mkdir")
 
 
+@pytest.mark.slow
 def test_conversion_in_its_own_process_gives_a_loadable_file(monkeypatch, tmp_path):
     values = state("hamer", 3)
     torch.save(lightning(values, monkeypatch, tmp_path), tmp_path / "hamer.ckpt")
@@ -226,10 +228,26 @@ def test_conversion_in_its_own_process_gives_a_loadable_file(monkeypatch, tmp_pa
     assert all(torch.equal(v, want[k]) for k, v in net.state_dict().items())
     with pytest.raises(UnusableInput, match="give MANO_RIGHT.pkl"):
         adapters.load_converted(tmp_path / "hamer.safetensors")
+
+
+def test_the_process_answers_in_one_sentence(monkeypatch, capsys, tmp_path):
     (tmp_path / "no.ckpt").write_bytes(b"nothing")
-    with pytest.raises(UnusableInput, match=r"no\.ckpt is not a checkpoint"):
+    monkeypatch.setattr(_convert, "_limit_memory", lambda n: None)
+
+    def run(command, input, **_):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(input))
+        assert _convert.main() == 0
+        return types.SimpleNamespace(stdout=capsys.readouterr().out)
+
+    monkeypatch.setattr(adapters.subprocess, "run", run)
+    with pytest.raises(UnusableInput, match=r"no\.ckpt is not a checkpoint that can be read: it is neither"):
         adapters.convert_checkpoint(tmp_path / "no.ckpt", tmp_path / "no.safetensors")
     assert not (tmp_path / "no.safetensors").exists()
+    monkeypatch.setattr(
+        adapters.subprocess, "run", lambda *_, **__: types.SimpleNamespace(stdout="", stderr="x\nKilled", returncode=-9)
+    )
+    with pytest.raises(UnusableInput, match="ended early"):
+        adapters.convert_checkpoint(tmp_path / "no.ckpt", tmp_path / "no.safetensors")
 
 
 def test_float16_halves_the_file(tmp_path):

@@ -82,6 +82,7 @@ def convert_checkpoint(
     job = {k: None if v is None else os.path.abspath(v) for k, v in files.items()} | {"kind": kind, "dtype": dtype}
     root = str(Path(__file__).resolve().parents[2])
     env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    env["OMP_NUM_THREADS"] = "1"  # it copies numbers
     command = [sys.executable, "-m", f"{__package__}._convert"]
     limit = 8 * source.stat().st_size + (16 << 30)  # of address space: torch alone maps several GiB
     try:
@@ -233,10 +234,13 @@ def convert_state(state: dict[str, Tensor], kind: str = "auto", template: Templa
     if kind not in KINDS:
         raise UnusableInput(f"kind is {kind!r}; it must be 'auto' or one of {', '.join(KINDS)}.")
     keys = Keys(state, kind)
-    if kind in ("metro", "graphormer"):
-        network, config, out = "metro", *_metro(keys, template)
-    else:
-        network, config, out = ("parametric", *_hamer(keys)) if kind == "hamer" else ("wilor", *_wilor(keys))
+    try:
+        if kind in ("metro", "graphormer"):
+            network, config, out = "metro", *_metro(keys, template)
+        else:
+            network, config, out = ("parametric", *_hamer(keys)) if kind == "hamer" else ("wilor", *_wilor(keys))
+    except (RuntimeError, IndexError, ZeroDivisionError) as e:
+        raise UnusableInput(f"The checkpoint's tensors are not of the shapes that {kind} has.") from e
     ignored, unknown = keys.rest()
     if unknown:
         raise UnusableInput(
