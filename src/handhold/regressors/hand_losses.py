@@ -1,8 +1,8 @@
 """Losses of hand regressors, and their errors in millimetres.
 
 `hamer_loss` has the published terms and weights (HaMeR, CVPR 2024, section 3.3 and its released settings). `exact_loss`
-is for training from scratch on exact truth: every term is of order one at the error that is wanted in the end, in
-units of centimetres, and every joint seen in the picture states its own uncertainty.
+is for training from scratch on exact truth: errors of the surface in centimetres, of rotations, of places in the
+picture, and every joint that is seen states its own uncertainty.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ class HamerWeights:
 
 @dataclass(frozen=True)
 class ExactWeights:
-    """Weights of `exact_loss`; each term's unit is in its comment."""
+    """Weights of `exact_loss`; each term's unit is in its comment. They are chosen so that the terms' gradients are of
+    one size, and their norm of order one."""
 
-    vertices: float = 1.0  # cm, L1, relative to the wrist
-    joints: float = 1.0  # cm, L1, relative to the wrist
-    root: float = 1.0  # chordal: mean |R - R*| of the root
-    pose: float = 1.0  # the same of the fifteen finger joints
-    betas: float = 0.02  # standard deviations, L1
-    projected: float = 0.2  # joints' projections, L1, per cent of the crop's width
-    depth: float = 2.0  # |log depth - log true depth| of the wrist, x 10
-    points: float = 0.3  # Laplacian negative log likelihood of the seen joints
+    vertices: float = 0.1  # cm, L1, relative to the wrist
+    joints: float = 0.1  # cm, L1, relative to the wrist
+    root: float = 0.2  # chordal: 3 mean |R - R*| of the root
+    pose: float = 0.2  # the same of the fifteen finger joints
+    betas: float = 0.005  # standard deviations, L1
+    projected: float = 0.02  # joints' projections, L1, per cent of the crop's width
+    depth: float = 0.04  # 10 |log depth - log true depth| of the wrist
+    points: float = 0.04  # Laplacian negative log likelihood of the seen joints
     coarse: float = 0.5  # of the estimate before each refinement
 
 

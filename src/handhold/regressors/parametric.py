@@ -247,6 +247,8 @@ class ParametricHand(HandNetwork):
             raise ValueError("refinement and the point head need queries='joints'")
         self.query = nn.Parameter(torch.randn(1, 1 if c.queries == "one" else 22, c.dim) * 0.02)
         self.blocks = nn.ModuleList(CrossBlock(c.dim, width, c.heads, c.dim_head, c.mlp) for _ in range(c.depth))
+        one = c.queries == "one"  # HaMeR reads out its token as it is
+        self.norms = nn.ModuleList(nn.Identity() if one else nn.LayerNorm(c.dim) for _ in range(1 + c.refine))
         self.readout = Readout(c)
         self.fov = nn.Linear(1, c.dim) if c.fov else None
         self.points = Points(c.dim, width) if c.points else None
@@ -274,9 +276,10 @@ class ParametricHand(HandNetwork):
             x = x + self.fov((size[1] / 2 / K[:, 0, 0]).log()[:, None, None])
         for block in self.blocks:
             x = block(x, context)
-        pose, betas, camera = self.readout(x)
+        read = self.norms[0](x)
+        pose, betas, camera = self.readout(read)
         state = [self.mean_pose + pose, self.mean_betas + betas, self.mean_camera + camera]
-        seen = self.points(x[:, 1:], grid) if self.points is not None else None
+        seen = self.points(read[:, 1:], grid) if self.points is not None else None
         out = self.output(state, seen, K, size)
         for i in range(c.refine):
             places = out.points if c.points else out.projected
@@ -286,9 +289,10 @@ class ParametricHand(HandNetwork):
             known = torch.cat([2 * at - 1, 10 * gap.clamp(-1, 1), depth], -1)
             joints = self.refinements[i](x[:, 1:], [*fine, grid], context, at, known)
             x = torch.cat([x[:, :1] + joints.mean(1, keepdim=True), joints], 1)
-            state = [s.detach() + d for s, d in zip(state, self.residuals[i](x), strict=True)]
+            read = self.norms[1 + i](x)
+            state = [s.detach() + d for s, d in zip(state, self.residuals[i](read), strict=True)]
             if seen is not None:
-                change = self.repoints[i](x[:, 1:]).float()
+                change = self.repoints[i](read[:, 1:]).float()
                 seen = (seen[0].detach() + 0.1 * change[..., :2], (seen[1].detach() + change[..., 2]).clamp(-7.0, 2.0))
             out = replace(self.output(state, seen, K, size), coarse=out)
         return out
