@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...geometry import rigid
 from .grasp_hand import (
+    AXIS,
     CRADLE,
     FINGERTIP,
     FLAT,
@@ -165,7 +166,7 @@ class Place:
     forward: Tensor  # (B,K,3) object frame: the way the hand comes in
     start: Tensor  # (B,K,15,3) angles before closing
     goal: Tensor  # (B,K,15,3) and after, if nothing is in the way
-    points: Tensor  # (B,K,Q,3) coarse points of the hand before closing, hand frame
+    points: Tensor  # (B,K,Q,3) coarse points of the hand before closing, its frame; the last 30 in its fingers
 
 
 def _triad(a: Tensor, b: Tensor) -> Tensor:
@@ -278,6 +279,7 @@ def try_out(distances: Distances, known: GraspHand, place: Place, spots: Spots, 
     at = torch.where(palm[..., None], place.at + 0.012 * place.forward, place.at)
     x = place.points @ place.rot.mT + at[:, :, None]
     d = distances(x.reshape(b, -1, 3)).reshape(b, k, q)
+    d = torch.cat([d[..., :-30], d[..., -30:] - AXIS], -1)
     deep = (-d - 0.001).clamp_min(0)
     bad = deep.sum(-1) * 40 + deep.amax(-1) * 60
     fits = _fits(spots).gather(2, kind[:, None, None].expand(b, k, 1))[..., 0]

@@ -40,7 +40,7 @@ KEPT = 4  # of them closed
 FINISHED = 2  # of these worked out
 TOUCH = 2e-3  # metres: a vertex this close is in contact
 SLACK = 6e-4  # metres that a closing link may sink in
-DEPTH = 2e-3  # metres of penetration that the final step aims for
+DEPTH = 1.5e-3  # metres of penetration that the final step aims for
 MOST = 2.5e-3  # metres of penetration that a grasp is chosen for
 
 
@@ -112,7 +112,7 @@ def _finish(hand: HandModel, field: _Field, fingers: _Fingers, share, rot, at, b
     posed = hand.with_shape(betas).with_pose(rotations_from_angles(fingers.angles(share), fingers.frames))
     joints = posed.mano_joints
     inside = torch.cat([axes(joints, posed.skin(hand.tip_ids)).flatten(1, 2), palm_axes_points(joints)], 1)
-    at = _push_out(field, torch.cat([posed.vertices[:, ::2], inside], 1), 42, rot, at, DEPTH, 2)
+    at = _push_out(field, torch.cat([posed.vertices[:, ::3], inside], 1), 42, rot, at, DEPTH, 3)
     d = field(torch.cat([posed.vertices, inside], 1), rot, at)
     skin = d[:, : -inside.shape[1]]
     deep = torch.maximum(-skin.amin(1), _depth_of(d[:, -inside.shape[1] :]).amax(1)).clamp_min(0)
@@ -213,9 +213,10 @@ def _inwards(hit: Tensor) -> Tensor:
 
 def _reopen(field: _Field, fingers: _Fingers, share, rot, at) -> Tensor:
     """Backs links out of the object, looking at all their points."""
-    for _ in range(8):
-        hit = _inwards(fingers.gaps(field, *fingers.pose(share, PER_LINK), rot, at) < -SLACK)
-        share = torch.where(hit, share - 0.06, share)
+    for _ in range(5):
+        gap = fingers.gaps(field, *fingers.pose(share, PER_LINK), rot, at)
+        step = (-gap.amin(-1, keepdim=True) / 0.03).clamp(0.05, 0.2)
+        share = torch.where(_inwards(gap < -SLACK), share - step, share)
     return share
 
 
