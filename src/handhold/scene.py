@@ -31,8 +31,22 @@ class Landmarks:
 
 
 @dataclass(frozen=True)
+class HandEstimates:
+    """What a regressor makes of one side's hand, each frame alone; frames without an answer are NaN, confidence 0.
+
+    Pose and shape are in the convention of that side's open hand (`HandModel.open(side)`), camera frame.
+    """
+
+    pose: np.ndarray  # (F,16,3) float32 axis-angle, the first is the whole hand's
+    betas: np.ndarray  # (F,10) float32
+    transl: np.ndarray  # (F,3) float32 metres; as far away as a hand of this shape must be
+    points: np.ndarray  # (F,21,2) float32 pixels, OpenPose order
+    confidence: np.ndarray  # (F,21) float32 in [0,1]: of each joint, 0 where not found
+
+
+@dataclass(frozen=True)
 class Sequence:
-    """One clip, ready to be tracked: frames, intrinsics and, after `prepare`, landmarks and masks."""
+    """One clip, ready to be tracked: frames, intrinsics and, after `prepare`, landmarks, estimates and masks."""
 
     frames: np.ndarray  # (F,H,W,3) uint8 sRGB
     indices: np.ndarray  # (F,) int, index of each frame in the source
@@ -41,6 +55,7 @@ class Sequence:
     K_source: str  # "given", "metadata" or "default"
     source: str = ""
     landmarks: dict[str, Landmarks] = field(default_factory=dict)  # by side, only sides that are present
+    regressed: dict[str, HandEstimates] = field(default_factory=dict)  # by side; empty without a regressor
     masks: dict[str, np.ndarray] = field(default_factory=dict)  # "right", "left", "object": (F,H,W) bool
     mask_confidence: dict[str, np.ndarray] = field(default_factory=dict)  # (F,) float32
     notes: tuple[str, ...] = ()  # what was assumed or could not be had; shown in the report

@@ -88,6 +88,8 @@ def test_objective_gradient(hand):
         size=torch.full((1, 4), 80.0, dtype=F64),
         points3d=0.05 * draw(1, 4, 21, 3),
         weight3d=draw(1, 4, 21),
+        angles=0.3 * draw(1, 4, 15, 3),
+        weight_angles=draw(1, 4, 15),
     )
     terms, share, centre = (
         hs.Terms(sigma=1.0, weight3d=0.0, log_scale=0.3, log_scale_std=0.1),

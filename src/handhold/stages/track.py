@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from ..progress import Progress
 from ..runs import Run
 from ..scene import SIDES, Mesh, Sequence, load_npz, save_npz
 from .prepare import _part, load_prepared
+
+if TYPE_CHECKING:
+    from ..tracking.grasp import GraspFit
+    from ..tracking.sfm import SfmResult
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,6 @@ class Tracks:
 def track(run: Run, config: Config, report: Progress) -> None:
     """Object poses by structure from motion, hands and metric scale from the grasp; see the module's head."""
     from ..export.meshes import write_ply
-    from ..tracking.grasp import fit_grasp, fit_hand
     from ..tracking.sfm import structure_from_motion
 
     sequence = load_prepared(run)
@@ -60,33 +64,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
     )  # fmt: skip
     for note in sfm.notes:
         report.note(note)
-    registered = int(sfm.registered.sum())
-    scale = 1.0
-    models = {s: HandModel.open(s, dtype=torch.float64) for s in sequence.landmarks}
-    if registered < 3:
-        report.partial(
-            "The object's pose could not be found in any frame: too little texture for structure from motion."
-        )
-        hands = {
-            s: fit_hand(m, sequence.K, sequence.landmarks[s], mediapipe=config.prepare.joints is None)
-            for s, m in models.items()
-        }
-    else:
-        hands = {}
-        given = config.prepare.joints is None
-        for again in range(2):
-            for k, (s, model) in enumerate(models.items()):
-                report(0.55 + 0.2 * again + 0.2 * k / len(models), f"{s} hand in the object's frame")
-                others = [m for side, m in hand_masks.items() if side != s]
-                hands[s] = fit_grasp(
-                    model, sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
-                    hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed,
-                    object_masks=np.any([sequence.masks["object"], *others], axis=0), mediapipe=given,
-                    scale_prior=(scale, 0.01) if again else None,
-                )  # fmt: skip
-            scale = _common_scale(hands, sfm.cam_from_object, report)
-            if len(hands) == 1:
-                break  # two hands must agree on the object's size; one hand alone does
+    hands, scale = fit_hands(sequence, sfm, config, report)
     poses = sfm.cam_from_object.copy()
     poses[:, :3, 3] *= scale
     arrays = {
@@ -112,7 +90,42 @@ def track(run: Run, config: Config, report: Progress) -> None:
                 sfm.point_colors / np.float32(255),
             ),
         )
-    report(1.0, registered=registered)
+    report(1.0, registered=int(sfm.registered.sum()))
+
+
+def fit_hands(
+    sequence: Sequence, sfm: SfmResult, config: Config, report: Progress
+) -> tuple[dict[str, GraspFit], float]:
+    """The hands in the object's frame, or each alone where the object has no poses, and metres per unit of `sfm`."""
+    from ..tracking.grasp import fit_grasp, fit_hand
+
+    hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
+    models = {s: HandModel.open(s, dtype=torch.float64) for s in sequence.landmarks}
+    mediapipe = config.prepare.joints is None
+    if int(sfm.registered.sum()) < 3:
+        report.partial(
+            "The object's pose could not be found in any frame: too little texture for structure from motion."
+        )
+        hands = {
+            s: fit_hand(m, sequence.K, sequence.landmarks[s], mediapipe, sequence.regressed.get(s))
+            for s, m in models.items()
+        }
+        return hands, 1.0
+    hands, scale = {}, 1.0
+    for again in range(2):
+        for k, (s, model) in enumerate(models.items()):
+            report(0.55 + 0.2 * again + 0.2 * k / len(models), f"{s} hand in the object's frame")
+            others = [m for side, m in hand_masks.items() if side != s]
+            hands[s] = fit_grasp(
+                model, sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
+                hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed,
+                object_masks=np.any([sequence.masks["object"], *others], axis=0), mediapipe=mediapipe,
+                scale_prior=(scale, 0.01) if again else None, regressed=sequence.regressed.get(s),
+            )  # fmt: skip
+        scale = _common_scale(hands, sfm.cam_from_object, report)
+        if len(hands) == 1:
+            break  # two hands must agree on the object's size; one hand alone does
+    return hands, scale
 
 
 def _common_scale(hands, cam_from_object: np.ndarray, report: Progress) -> float:

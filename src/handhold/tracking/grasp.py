@@ -18,7 +18,7 @@ from ..errors import StageFailed
 from ..geometry import rigid
 from ..hand import HandModel
 from ..hand import joints as jt
-from ..scene import Landmarks
+from ..scene import HandEstimates, Landmarks
 from . import hand_motion, silhouette
 from . import hand_solver as hs
 from .hand_evidence import (
@@ -27,10 +27,10 @@ from .hand_evidence import (
     balanced,
     evidence,
     found,
-    mean_grasp,
     on_mask,
     per_frame_guess,
     starts,
+    typical_grasp,
     visibility,
 )
 from .hand_solver import F64
@@ -134,7 +134,7 @@ def split_windows(
                 float(total[i]),
             )
         one, single = fit(state, [(a, b)])
-        data = 21 * float(ev.weight[0, a:b].mean(1).sum())
+        data = float(ev.weight[0, a:b].sum())
         if float(single[0]) - value < SPLIT_GAIN * data + 2.0:
             return [(a, b, one)]
         return recurse(a, best, left, depth - 1) + recurse(best, b, right, depth - 1)
@@ -188,6 +188,7 @@ def fit_grasp(
     object_masks: np.ndarray | None = None,
     mediapipe: bool = True,
     scale_prior: tuple[float, float] | None = None,
+    regressed: HandEstimates | None = None,
 ) -> GraspFit:
     """A hand that holds an object, over a whole clip, and with it the object's metric scale.
 
@@ -204,9 +205,10 @@ def fit_grasp(
             joints from elsewhere.
         scale_prior: metres per object unit and the standard deviation of its logarithm, when something is known of it:
             the other hand's fit, or the object's size.
+        regressed: a regressor's estimates of this hand, which then count beside the landmarks.
 
-    Raises `StageFailed` when no frame has hand landmarks. Falls back on `fit_hand` (scale 1, scale_std inf) when fewer
-    than three frames have both landmarks and an object pose.
+    Raises `StageFailed` when no frame has hand landmarks or estimates. Falls back on `fit_hand` (scale 1, scale_std
+    inf) when fewer than three frames have both those and an object pose.
     """
     model = model.to(dtype=F64, device="cpu")
     offset = hs.landmark_offsets(model) * mediapipe
@@ -216,10 +218,10 @@ def fit_grasp(
     object_confidence = (
         valid.astype(float) if object_confidence is None else np.nan_to_num(np.asarray(object_confidence, float))
     )
-    seen = found(landmarks)
+    seen = found(landmarks, regressed)
     rows = np.where(seen & valid)[0]
     if len(rows) < 3:
-        return fit_hand(model, K, landmarks, mediapipe)
+        return fit_hand(model, K, landmarks, mediapipe, regressed)
     pose = np.where(valid[:, None, None], pose, np.eye(4))
     R, t = pose[:, :3, :3], pose[:, :3, 3]
     unit = float(np.median(np.linalg.norm(t[rows], axis=1))) or 1.0  # solve in units of the object's distance
@@ -232,13 +234,13 @@ def fit_grasp(
     if scale_prior is not None:
         terms = replace(terms, log_scale=float(np.log(scale_prior[0] * unit)), log_scale_std=max(scale_prior[1], 1e-4))
     points = None if object_points is None else torch.as_tensor(np.asarray(object_points, np.float64) / unit)
-    every = evidence(K, R, t, landmarks, np.arange(f), offset)
+    every = evidence(K, R, t, landmarks, np.arange(f), offset, model, regressed)
     if hand_masks is not None:  # what the network put beside the hand it guessed
         seeable = HIDDEN + (1 - HIDDEN) * on_mask(hand_masks, every.points[0])
         every = replace(every, weight=every.weight * seeable)
-    every = replace(
-        every, weight=every.weight * torch.where(torch.arange(21) == 0, 0.4, 1.0)
-    )  # where a wrist is, is vague
+    vague = torch.ones(21 * every.sources, dtype=F64)
+    vague[0] = 0.4  # where a landmark network puts the wrist
+    every = replace(every, weight=every.weight * vague)
     ev = every.frames(torch.as_tensor(rows))
     whole, _ = whole_clip(model, ev, centre, terms, seed)
     whole = whole[:1]
@@ -286,19 +288,18 @@ def fit_grasp(
     Rt, tt = torch.as_tensor(R), torch.as_tensor(t)
     cam = in_camera(model, held, Rt, tt)
     fits = agreement(model, held, inside)
-    quality = float(np.average(fits[rows], weights=np.asarray(landmarks.confidence, float)[rows] + 1e-6))
+    sure = certainty(landmarks, regressed)
+    quality = float(np.average(fits[rows], weights=sure[rows] + 1e-6))
     confidence = object_confidence * np.where(seen, 0.5 * fits + 0.5 * quality, 0.8 * quality)
-    reason = np.where(seen, "landmarks", "carried by the grasp").astype(object)
+    reason = np.where(seen, sources(landmarks, regressed), "carried by the grasp").astype(object)
     if not valid.all():
-        free = evidence(
-            K, np.broadcast_to(np.eye(3), (f, 3, 3)), np.zeros((f, 3)), landmarks, np.arange(f), offset
-        ).apart()
+        still = np.broadcast_to(np.eye(3), (f, 3, 3)), np.zeros((f, 3))
+        free = evidence(K, *still, landmarks, np.arange(f), offset, model, regressed).apart()
         cam = bridge(model, cam, valid, seen, free, terms)
         own = agreement(model, cam, free)
-        confidence = np.where(
-            valid, confidence, np.where(seen, 0.7 * own * np.asarray(landmarks.confidence, float), 0.0)
-        )
-        reason[~valid] = np.where(seen[~valid], "landmarks only, object pose unknown", "not found")
+        confidence = np.where(valid, confidence, np.where(seen, 0.7 * own * sure, 0.0))
+        alone = np.char.add(sources(landmarks, regressed), " only, object pose unknown")
+        reason[~valid] = np.where(seen, alone, "not found")[~valid]
     windows = [(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
     scale = float(held.log_scale[0].exp()) / unit
     return result(model, cam, scale, scale_std, confidence, reason, windows)
@@ -337,9 +338,25 @@ def bridge(
     return start
 
 
-def fit_hand(model: HandModel, K: np.ndarray, landmarks: Landmarks, mediapipe: bool = True) -> GraspFit:
-    """A hand over a whole clip from its landmarks alone: shared shape, 2D and 3D landmarks, joint limits, smooth on
-    SO(3).
+def certainty(landmarks: Landmarks, regressed: HandEstimates | None) -> np.ndarray:
+    """(F,) how sure the landmarks, or the estimates where these are surer, are of themselves."""
+    own = np.nan_to_num(np.asarray(landmarks.confidence, float))
+    return own if regressed is None else np.maximum(own, np.nan_to_num(regressed.confidence).mean(1))
+
+
+def sources(landmarks: Landmarks, regressed: HandEstimates | None) -> np.ndarray:
+    """(F,) str: what tells of the hand in each frame that tells of it."""
+    return np.where(found(landmarks), "landmarks" if regressed is None else "landmarks and regressor", "regressor")
+
+
+def fit_hand(
+    model: HandModel,
+    K: np.ndarray,
+    landmarks: Landmarks,
+    mediapipe: bool = True,
+    regressed: HandEstimates | None = None,
+) -> GraspFit:
+    """A hand over a whole clip from its landmarks and estimates alone: shared shape, joint limits, smooth on SO(3).
 
     For clips, or frames, where no object pose is known. Depth comes from the hand's size. Frames without landmarks are
     bridged by smoothness, with confidence falling off and the reason "not found". `scale` is 1 and `scale_std`
@@ -347,13 +364,14 @@ def fit_hand(model: HandModel, K: np.ndarray, landmarks: Landmarks, mediapipe: b
     """
     model = model.to(dtype=F64, device="cpu")
     offset = hs.landmark_offsets(model) * mediapipe
-    f, seen = len(landmarks.points), found(landmarks)
+    f, seen = len(landmarks.points), found(landmarks, regressed)
     rows = np.where(seen)[0]
     if not len(rows):
         raise StageFailed(
             "no hand landmarks were found in this clip; give them with --joints FILE, or film the hand larger."
         )
-    ev = evidence(K, np.broadcast_to(np.eye(3), (f, 3, 3)), np.zeros((f, 3)), landmarks, np.arange(f), offset).apart()
+    still = np.broadcast_to(np.eye(3), (f, 3, 3)), np.zeros((f, 3))
+    ev = evidence(K, *still, landmarks, np.arange(f), offset, model, regressed).apart()
     rot, wrist = per_frame_guess(model, ev.map(lambda x: x.transpose(0, 1)))
     rot, wrist = rot[rows], wrist[rows]
     depth = wrist[:, 2].median()
@@ -361,7 +379,7 @@ def fit_hand(model: HandModel, K: np.ndarray, landmarks: Landmarks, mediapipe: b
     rows, rot, wrist = rows[sane.numpy()], rot[sane], wrist[sane]
     near = np.interp(np.arange(f), rows, np.arange(len(rows)))
     lo, hi, share = np.floor(near).astype(int), np.ceil(near).astype(int), torch.as_tensor(near % 1)
-    local = mean_grasp(model).repeat(f, 1, 1, 1)
+    local = typical_grasp(model, ev.map(lambda x: x.transpose(0, 1))).repeat(f, 1, 1, 1)
     local[:, 0] = rigid.slerp(rot[lo], rot[hi], share)
     transl = torch.lerp(wrist[lo], wrist[hi], share[:, None]) - model.joint_bases[0][0]
     state = hs.HandState(local, transl, torch.zeros(f, model.n_betas, dtype=F64), torch.zeros(f, dtype=F64))
@@ -372,9 +390,10 @@ def fit_hand(model: HandModel, K: np.ndarray, landmarks: Landmarks, mediapipe: b
     gap = np.abs(np.arange(f)[:, None] - rows).min(1)
     fits = agreement(model, state, ev)
     confidence = np.where(
-        seen, 0.8 * fits * np.nan_to_num(landmarks.confidence), 0.5 * np.exp(-gap / 3.0) * fits[rows].mean()
+        seen, 0.8 * fits * certainty(landmarks, regressed), 0.5 * np.exp(-gap / 3.0) * fits[rows].mean()
     )
-    reason = np.where(seen, "landmarks only, object pose unknown", "not found").astype(object)
+    alone = np.char.add(sources(landmarks, regressed), " only, object pose unknown")
+    reason = np.where(seen, alone, "not found").astype(object)
     return result(model, state, 1.0, float("inf"), confidence, reason, [])
 
 

@@ -10,17 +10,32 @@ from torch import Tensor
 
 from ..geometry import rigid
 from ..hand import HandModel
-from ..scene import Landmarks
+from ..hand import joints as jt
+from ..scene import HandEstimates, Landmarks
 from . import hand_solver as hs
 from .hand_solver import F64
 
 PALM = (0, 1, 5, 9, 13, 17)  # joints that hardly move against each other
 
 
+# The landmark that tells how well a finger joint's turn is known: the next one towards the tip.
+_TOLD_BY = [jt.OPENPOSE_FROM_MANO.index(k) + 1 for k in range(1, 16)]
+
+
 def evidence(
-    K: np.ndarray, rot: np.ndarray, t: np.ndarray, landmarks: Landmarks, rows: np.ndarray, offset: Tensor
+    K: np.ndarray,
+    rot: np.ndarray,
+    t: np.ndarray,
+    landmarks: Landmarks,
+    rows: np.ndarray,
+    offset: Tensor,
+    model: HandModel | None = None,
+    regressed: HandEstimates | None = None,
 ) -> hs.Evidence:
-    """Landmarks of the frames `rows` as solver input; rot (F,3,3), t (F,3) camera from carrier."""
+    """Landmarks of the frames `rows` as solver input, and a regressor's estimates (of `model`) as a second source.
+
+    rot (F,3,3), t (F,3) camera from carrier. offset (21,3) is the landmarks' own: a regressor means the model's joints.
+    """
     P = torch.as_tensor(np.asarray(landmarks.points, np.float64)[rows])
     L = torch.as_tensor(np.asarray(landmarks.points3d, np.float64)[rows])
     conf = torch.nan_to_num(torch.as_tensor(np.asarray(landmarks.confidence, np.float64)[rows])).clamp(0, 1)
@@ -30,17 +45,37 @@ def evidence(
     w3 = conf[:, None] * torch.isfinite(L).all(-1).all(-1, keepdim=True) * (w > 0)
     L = torch.nan_to_num(L)
     L = torch.einsum("nab,njb->nja", hs.ray_rotation(P, k), L - L.mean(1, keepdim=True))
+    angles, wa = torch.zeros(len(P), 15, 3, dtype=F64), torch.zeros(len(P), 15, dtype=F64)
     size = apparent_size(P, L, w, w3)
-    ev = hs.Evidence(
-        k, offset, torch.as_tensor(rot[rows], dtype=F64), torch.as_tensor(t[rows], dtype=F64), P, w, size, L, w3
+    if regressed is not None:
+        q, shape, local, v = estimated(model, regressed, rows)
+        angles, wa = torch.einsum("kca,nkc->nka", model.joint_frames, rigid.so3_log(local[:, 1:])), v[:, _TOLD_BY]
+        size = torch.where(w.amax(1) > 0, size, apparent_size(q, shape, v, v))
+        offset = torch.cat([offset, torch.zeros_like(offset)])
+        P, L, w, w3 = (torch.cat(x, 1) for x in ((P, q), (L, shape), (w, v), (w3, v)))
+    R, t = (torch.as_tensor(np.asarray(x, np.float64)[rows]) for x in (rot, t))
+    return hs.Evidence(k, offset, R, t, P, w, size, L, w3, angles, wa).map(lambda x: x[None])
+
+
+def estimated(model: HandModel, regressed: HandEstimates, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Points (N,21,2), joints (N,21,3) about their mean in the camera's axes, rotations (N,16,3,3) and weights
+    (N,21)."""
+    P, pose, betas, conf = (
+        torch.as_tensor(np.asarray(getattr(regressed, k), np.float64)[rows])
+        for k in ("points", "pose", "betas", "confidence")
     )
-    return ev.map(lambda x: x[None])
+    there = torch.isfinite(pose).all(-1).all(-1) & torch.isfinite(betas).all(-1)
+    w = torch.nan_to_num(conf).clamp(0, 1) * torch.isfinite(P).all(-1) * there[:, None]
+    local = model.rotations(torch.where(there[:, None, None], pose, torch.zeros_like(pose)))
+    joints = model.with_shape(torch.nan_to_num(betas)).joints(local)
+    return torch.nan_to_num(P), joints - joints.mean(1, keepdim=True), local, w
 
 
-def found(landmarks: Landmarks) -> np.ndarray:
-    """(F,) bool: frames whose landmarks can be used."""
+def found(landmarks: Landmarks, regressed: HandEstimates | None = None) -> np.ndarray:
+    """(F,) bool: frames that landmarks or estimates tell of."""
     conf = np.nan_to_num(np.asarray(landmarks.confidence, np.float64))
-    return (conf > 0) & (np.isfinite(landmarks.points).all(-1).sum(-1) >= 8)
+    seen = (conf > 0) & (np.isfinite(landmarks.points).all(-1).sum(-1) >= 8)
+    return seen if regressed is None else seen | (np.nan_to_num(regressed.confidence).mean(1) > 0.05)
 
 
 def apparent_size(P: Tensor, L: Tensor, w: Tensor, w3: Tensor) -> Tensor:
@@ -64,11 +99,29 @@ def mean_grasp(model: HandModel) -> Tensor:
     return local
 
 
+def typical_grasp(model: HandModel, ev: hs.Evidence) -> Tensor:
+    """(16,3,3) local rotations: the median of a regressor's, or the prior's mean pose where it says nothing."""
+    local, w = mean_grasp(model), ev.weight_angles[0]
+    angles = ev.angles[0].movedim(0, -1).sort(-1)  # (15,3,N)
+    below = w.T[:, None].expand_as(angles.indices).gather(-1, angles.indices).cumsum(-1)
+    middle = (below < 0.5 * below[..., -1:]).sum(-1, keepdim=True).clamp_max(len(w) - 1)
+    told = rigid.so3_exp(torch.einsum("kca,ka->kc", model.joint_frames, angles.values.gather(-1, middle)[..., 0]))
+    local[1:] = torch.where((w.sum(0) > 0.5)[:, None, None], told, local[1:])
+    return local
+
+
 def per_frame_guess(model: HandModel, ev: hs.Evidence) -> tuple[Tensor, Tensor]:
-    """Rotation (N,3,3) and wrist position (N,3) of the hand in the camera, each frame alone.
+    """Rotation (N,3,3) and wrist position (N,3) of the hand in the camera, each frame alone; of several sources, by the
+    surest in each frame.
 
     From 3D landmarks, placed by their pixels; without them, from the affine map of the mean grasp to the pixels.
     """
+    if ev.sources > 1:
+        parts = [ev.source(k) for k in range(ev.sources)]
+        best = torch.stack([p.weight[0].mean(1) for p in parts]).argmax(0)
+        rot, wrist = (torch.stack(x) for x in zip(*(per_frame_guess(model, p) for p in parts), strict=True))
+        each = torch.arange(len(best))
+        return rot[best, each], wrist[best, each]
     mean = model.with_shape().joints(mean_grasp(model))
     palm, L, P = list(PALM), ev.points3d[0], ev.points[0]
     _, rot, _ = rigid.umeyama(mean[palm].expand(len(P), -1, -1), L[:, palm])
@@ -123,12 +176,13 @@ def guess_scale(ev: hs.Evidence, wrist: Tensor, centre: Tensor | None) -> float:
 
 def starts(model: HandModel, ev: hs.Evidence, centre: Tensor | None, seed: int, n_random: int = 8) -> hs.HandState:
     """Hypotheses: the orientations single frames vote for, and random ones for when all of them are wrong."""
-    rot, wrist = per_frame_guess(model, ev)
-    in_carrier = ev.rot[0].mT @ rot
+    _, wrist = per_frame_guess(model, ev)
+    parts = [ev.source(k) for k in range(ev.sources)]
+    in_carrier = torch.cat([ev.rot[0].mT @ per_frame_guess(model, p)[0] for p in parts])
     log_scale = guess_scale(ev, wrist, centre)
     q = rigid.quat_from_matrix(in_carrier)
     angle = 2 * torch.arccos((q @ q.T).abs().clamp_max(1))
-    votes = torch.exp(-((angle / 0.5) ** 2)) @ ev.weight[0].mean(1)
+    votes = torch.exp(-((angle / 0.5) ** 2)) @ torch.cat([p.weight[0].mean(1) for p in parts])
     chosen: list[int] = []
     for i in votes.argsort(descending=True).tolist():
         if all(angle[i, j] > 0.6 for j in chosen):
@@ -139,7 +193,7 @@ def starts(model: HandModel, ev: hs.Evidence, centre: Tensor | None, seed: int, 
     random = rigid.matrix_from_quat(torch.randn(n_random, 4, generator=gen, dtype=F64))
     R = torch.cat([in_carrier[chosen], random])
     n = len(R)
-    local = mean_grasp(model).repeat(n, 1, 1, 1)
+    local = typical_grasp(model, ev).repeat(n, 1, 1, 1)
     local[:, 0] = R
     scale = float(np.exp(log_scale))
     at = (ev.rot[0].mT @ (wrist - scale * ev.t[0])[..., None])[..., 0].median(0).values  # the wrist in the carrier
@@ -148,10 +202,13 @@ def starts(model: HandModel, ev: hs.Evidence, centre: Tensor | None, seed: int, 
 
 
 def balanced(ev: hs.Evidence, effective: float = 12.0) -> hs.Evidence:
-    """Weights that add up to at most `effective` frames' worth of evidence: a detector's errors repeat from frame to
-    frame."""
-    share = min(1.0, effective / max(float(ev.weight.sum()) / 21, 1e-9))
-    return replace(ev, weight=ev.weight * share, weight3d=ev.weight3d * share)
+    """Weights of each source that add up to at most `effective` frames' worth of evidence: a network's errors repeat
+    from frame to frame."""
+    m = ev.sources
+    total = ev.weight.unflatten(2, (m, 21)).sum((0, 1, 3)) / 21
+    share = (effective / total.clamp_min(1e-9)).clamp_max(1.0)
+    each = share.repeat_interleave(21)
+    return replace(ev, weight=ev.weight * each, weight3d=ev.weight3d * each, weight_angles=ev.weight_angles * share[-1])
 
 
 HIDDEN = 0.15  # weight of a landmark that cannot have been seen: the network guessed it
@@ -165,7 +222,7 @@ def visibility(
     hand_masks: np.ndarray | None,
     object_points: Tensor | None,
 ) -> Tensor:
-    """(F,1,21) weight of each landmark: 1 where the posed hand says its joint can be seen, HIDDEN where it cannot.
+    """(F,1,J) weight of each landmark: 1 where the posed hand says its joint can be seen, HIDDEN where it cannot.
 
     A joint is hidden when the hand's own surface lies well in front of it, when object points do, or, with masks, when
     its pixel does not belong to the hand. held: F states; ev: (F,1); object_points (P,3) in the carrier's units.
@@ -195,7 +252,7 @@ def visibility(
     if hand_masks is not None:
         hidden |= ~on_mask(hand_masks, joint)
     out[hidden] = HIDDEN
-    return out[:, None]
+    return out[:, None].repeat(1, 1, ev.sources)
 
 
 def on_mask(masks: np.ndarray, pixels: Tensor) -> Tensor:

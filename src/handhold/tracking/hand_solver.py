@@ -54,6 +54,11 @@ def _owners() -> tuple[list[int], Tensor]:
 
 OWNER, REACH = _owners()
 
+# How large hands are, along `size_direction`. One camera cannot tell: a larger hand further away looks the same. The
+# open hand's mean is 208 mm long from the wrist's joint to the middle fingertip; adults' hands measure 187 +- 11 mm
+# from wrist to fingertip (ANSUR II), which is a coefficient of about -1. This is half way between the two.
+SIZE = -0.5
+
 # Where a landmark network means another point than the model's joint: millimetres, right hand, in the rest axes of the
 # bone that ends at the joint (fingers -x, back of the hand +y, thumb side +z). Measured for MediaPipe's network against
 # the open hand on seven rendered clips, visible joints only; between clips it varies by 1-3 mm. Unmeasured ones are
@@ -103,30 +108,32 @@ class HandState:
 
 
 def landmark_points(posed: PosedHand, offset: Tensor) -> Tensor:
-    """(S,21,3) the points a landmark network looks for: the joints, moved by offset (21,3) in their bones' axes."""
-    return posed.joints + (posed.global_rotations[:, OWNER] @ offset[..., None])[..., 0]
+    """(S,J,3) the points that each source means: the joints, moved by offset (J,3) in their bones' axes; J = 21 a
+    source."""
+    m = len(offset) // 21
+    return posed.joints.repeat(1, m, 1) + (posed.global_rotations[:, OWNER * m] @ offset[..., None])[..., 0]
 
 
 def joints_and_jacobian(model: HandModel, state: HandState, offset: Tensor) -> tuple[Tensor, Tensor]:
-    """Landmark points (S,21,3), OpenPose order, and their derivative (S,21,3,61) by rotations, translation, betas."""
+    """Landmark points (S,J,3), OpenPose order, and their derivative (S,J,3,61) by rotations, translation, betas."""
     posed = model.with_shape(state.betas).with_pose(state.rot, state.transl)
     y, a, p = landmark_points(posed, offset), posed.global_rotations, posed.mano_joints
     axes = torch.cat([a[:, :1], a[:, 1:] @ model.joint_frames], 1)  # (S,16,3,3) columns: axes of the increments
-    arm = y[:, :, None] - p[:, None]  # (S,21,16,3)
+    s, n = y.shape[:2]
+    arm = y[:, :, None] - p[:, None]  # (S,J,16,3)
     turn = torch.linalg.cross(
-        axes.mT[:, None].expand(-1, 21, -1, -1, -1), arm[:, :, :, None].expand(-1, -1, -1, 3, -1), dim=-1
+        axes.mT[:, None].expand(-1, n, -1, -1, -1), arm[:, :, :, None].expand(-1, -1, -1, 3, -1), dim=-1
     )
-    turn = turn * REACH.to(y)[:, :, None, None]
-    s = len(y)
+    turn = turn * REACH.to(y).repeat(n // 21, 1)[:, :, None, None]
     jd = model.joint_bases[1]
     shape: list[Tensor] = []
     for j, up in enumerate(model.parents):
         shape.append(jd[j].expand(s, 3, -1) if up < 0 else shape[up] + a[:, up] @ (jd[j] - jd[up]))
     for tip, up in zip(model.tip_ids.tolist(), jt.MANO_TIP_PARENTS, strict=True):
         shape.append(shape[up] + a[:, up] @ (model.shapedirs[tip] - jd[up]))
-    by_shape = torch.stack([shape[m] for m in jt.OPENPOSE_FROM_MANO], 1)
-    by_transl = torch.eye(3, dtype=y.dtype).expand(s, 21, 3, 3)
-    return y, torch.cat([turn.reshape(s, 21, N_ROT, 3).mT, by_transl, by_shape], -1)
+    by_shape = torch.stack([shape[m] for m in jt.OPENPOSE_FROM_MANO], 1).repeat(1, n // 21, 1, 1)
+    by_transl = torch.eye(3, dtype=y.dtype).expand(s, n, 3, 3)
+    return y, torch.cat([turn.reshape(s, n, N_ROT, 3).mT, by_transl, by_shape], -1)
 
 
 def geman_mcclure(r2: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,17 +144,22 @@ def geman_mcclure(r2: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What N frames say, in the camera, about each of S hands (B = 1: the same frames for all, else B = S)."""
+    """What N frames say, in the camera, about each of S hands (B = 1: the same frames for all, else B = S).
+
+    J is 21 for each source of landmarks: a landmark network, then a regressor.
+    """
 
     K: Tensor  # (3,3)
-    offset: Tensor  # (21,3) from the model's joints to the points these landmarks mean, see `landmark_points`
+    offset: Tensor  # (J,3) from the model's joints to the points these landmarks mean, see `landmark_points`
     rot: Tensor  # (B,N,3,3) camera from carrier (the object, or the camera itself), rotation
     t: Tensor  # (B,N,3) translation in the carrier's units
-    points: Tensor  # (B,N,21,2) pixels
-    weight: Tensor  # (B,N,21) >= 0, zero where nothing was found
+    points: Tensor  # (B,N,J,2) pixels
+    weight: Tensor  # (B,N,J) >= 0, zero where nothing was found
     size: Tensor  # (B,N) pixels per 0.1 m of hand: residuals are judged against it
-    points3d: Tensor  # (B,N,21,3) metres up to scale, about their mean, axes of the camera (ray-corrected)
-    weight3d: Tensor  # (B,N,21)
+    points3d: Tensor  # (B,N,J,3) metres up to scale, each source's about their mean, axes of the camera (ray-corrected)
+    weight3d: Tensor  # (B,N,J)
+    angles: Tensor  # (B,N,15,3) the finger joints' flexion, abduction, twist as a regressor sees them, radians
+    weight_angles: Tensor  # (B,N,15)
 
     def map(self, f) -> Evidence:
         """The same function on every per-frame tensor."""
@@ -156,6 +168,16 @@ class Evidence:
     def frames(self, rows: Tensor) -> Evidence:
         """Only some frames, for all hands."""
         return self.map(lambda x: x[:, rows])
+
+    def source(self, k: int) -> Evidence:
+        """One source of landmarks alone."""
+        at = slice(21 * k, 21 * k + 21)
+        per_joint = {n: getattr(self, n)[:, :, at] for n in ("points", "weight", "points3d", "weight3d")}
+        return replace(self, offset=self.offset[at], **per_joint)
+
+    @property
+    def sources(self) -> int:
+        return len(self.offset) // 21
 
     def apart(self) -> Evidence:
         """One hand per frame: (1,N) -> (N,1)."""
@@ -168,11 +190,14 @@ class Terms:
 
     sigma: float = 0.05  # of `Evidence.size`: 5 mm on the hand
     sigma3d: float = 0.02  # metres
+    sigma_angles: float = 0.3  # radians
     weight2d: float = 1.0
     weight3d: float = 0.6
+    weight_angles: float = 0.2
     prior: float = 1.0
     limits: float = 40.0  # 1/rad
     betas: float = 1.0
+    size: float = 30.0  # the same along `size_direction`: what evidence seems to say of size is its bias
     near: float = 0.25  # metres: hand to the object's middle
     log_scale: float = 0.0  # what is known of the scale beforehand,
     log_scale_std: float = math.inf  # and how well
@@ -193,6 +218,20 @@ def ray_rotation(points: Tensor, K: Tensor) -> Tensor:
     s = axis.norm(dim=-1, keepdim=True)
     angle = torch.atan2(s, ray[:, 2:])
     return rigid.so3_exp(axis / s.clamp_min(1e-12) * angle)
+
+
+def size_direction(model: HandModel, shown: float = 5e-4) -> Tensor:
+    """(B,) unit vector of shape coefficients that make the hand larger and show in nothing else.
+
+    (RᵀR / shown² + 1)⁻¹ ∇log size, where R is what is left of each coefficient's effect on the vertices after a change
+    of size, root mean square, and `shown` the change of shape in metres that can just be seen.
+    """
+    v = model.v_template - model.v_template.mean(0)
+    d = model.shapedirs - model.shapedirs.mean(0)
+    grow = torch.einsum("vc,vcb->b", v, d) / v.square().sum()
+    rest = (d - grow * v[..., None]).flatten(0, 1) / (shown * len(v) ** 0.5)
+    x = torch.linalg.solve(rest.mT @ rest + torch.eye(len(grow), dtype=v.dtype), grow)
+    return x / x.norm()
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,27 +275,38 @@ def assemble(
 
     # 3D landmarks, about their mean; the model is scaled to each frame's landmarks, never the other way round: a
     # residual that shrinks with the hand would shrink the hand, and the object's scale with it
-    y0 = y - y.mean(1, keepdim=True)
-    local = ev.points3d @ ev.rot  # in the carrier's axes
-    fit = (y0[:, None] * local).sum((2, 3)) / y0.square().sum((1, 2))[:, None]
-    fit = fit.clamp(0.6, 1.6)[..., None]
+    j = y.shape[1]
+    m = j // 21  # sources, each with its own mean and scale
+    y0 = y.reshape(s, 1, m, 21, 3)
+    y0 = y0 - y0.mean(3, keepdim=True)
+    local = (ev.points3d @ ev.rot).unflatten(2, (m, 21))  # in the carrier's axes
+    fit = (y0 * local).sum((3, 4), keepdim=True) / y0.square().sum((3, 4), keepdim=True)
+    fit = fit.clamp(0.6, 1.6)
     base3 = terms.weight3d * share[:, :, None] * ev.weight3d
     for _ in range(2):
-        q = (fit[..., None] * y0[:, None] - local) / terms.sigma3d
-        rho3, w3 = geman_mcclure(q.square().sum(-1))
-        num = (w3[..., None] * y0[:, None] * local).sum((2, 3))
-        fit = (num / (w3 * y0.square().sum(-1)[:, None]).sum(2).clamp_min(1e-12)).clamp(0.6, 1.6)[..., None]
-    cost = cost + (base3 * rho3).sum((1, 2))
-    w3 = base3 * w3
+        q = (fit * y0 - local) / terms.sigma3d
+        rho3, w3 = geman_mcclure(q.square().sum(-1, keepdim=True))
+        size = (w3 * y0.square()).sum((3, 4), keepdim=True).clamp_min(1e-12)
+        fit = ((w3 * y0 * local).sum((3, 4), keepdim=True) / size).clamp(0.6, 1.6)
+    cost = cost + (base3 * rho3.reshape(*rho3.shape[:2], j)).sum((1, 2))
+    w3 = base3 * w3.reshape(*w3.shape[:2], j)
+    q, fit = q.flatten(2, 3), fit[..., 0].expand(-1, -1, -1, 21).flatten(2)
 
     frames = model.joint_frames
     angle = state.angles(frames)
     mean, std = (x.to(angle) for x in pose_prior())
     lim = torch.tensor(jt.LIMITS, dtype=angle.dtype)
     over = (angle - lim[..., 1]).clamp_min(0) - (lim[..., 0] - angle).clamp_min(0)
+    bend = (angle[:, None] - ev.angles) / terms.sigma_angles  # (S,N,15,3)
+    rho_a, w_a = geman_mcclure(bend.square().sum(-1))
+    base_a = terms.weight_angles * share[:, :, None] * ev.weight_angles
+    cost = cost + (base_a * rho_a).sum((1, 2))
+    w_a = base_a * w_a
     cost = cost + 0.5 * terms.prior * ((angle - mean) / std).square().sum((1, 2))
     cost = cost + 0.5 * terms.limits * over.square().sum((1, 2)) * 10
-    cost = cost + 0.5 * terms.betas * state.betas.square().sum(1)
+    larger = size_direction(model)
+    off_size = (state.betas @ larger - (SIZE if model.name.startswith("open_hand") else 0.0))[:, None]
+    cost = cost + 0.5 * terms.betas * (state.betas.square().sum(1) + terms.size * off_size[:, 0].square())
     scale_off = (state.log_scale - terms.log_scale) / terms.log_scale_std
     cost = cost + 0.5 * scale_off.square()
     off = None
@@ -273,28 +323,33 @@ def assemble(
     A = torch.cat([P @ ev.rot[:, :, None], P @ moved[:, :, None, :, None]], -1) / unit[..., None, None]
     Hj = 2 * torch.einsum("snj,snjra,snjrb->sjab", w, A, A)
     gj = 2 * torch.einsum("snj,snjra,snjr->sja", w, A, r)
-    D4 = torch.zeros(s, 21, 4, 62, dtype=y.dtype)
+    D4 = torch.zeros(s, j, 4, 62, dtype=y.dtype)
     D4[:, :, :3, :61] = D
     D4[:, :, 3, 61] = 1
-    H = D4.reshape(s, 84, 62).mT @ (Hj @ D4).reshape(s, 84, 62)
-    g = (D4.reshape(s, 84, 62).mT @ gj.reshape(s, 84, 1))[..., 0]
-    D0 = D - D.mean(1, keepdim=True)
-    h3 = 2 * (w3 * fit**2).sum(1) / terms.sigma3d**2  # (S,21)
+    D4 = D4.reshape(s, 4 * j, 62)
+    H = D4.mT @ (Hj @ D4.reshape(s, j, 4, 62)).reshape(s, 4 * j, 62)
+    g = (D4.mT @ gj.reshape(s, 4 * j, 1))[..., 0]
+    D0 = D.unflatten(1, (m, 21))
+    D0 = (D0 - D0.mean(2, keepdim=True)).flatten(1, 2)
+    h3 = 2 * (w3 * fit**2).sum(1) / terms.sigma3d**2  # (S,J)
     g3 = 2 * torch.einsum("snj,snja->sja", w3 * fit, q) / terms.sigma3d
-    flat = D0.reshape(s, 63, 61)
+    flat = D0.reshape(s, 3 * j, 61)
     H[:, :61, :61] += flat.mT @ (flat * h3.repeat_interleave(3, 1)[..., None])
-    g[:, :61] += (flat * g3.reshape(s, 63, 1)).sum(1)
+    g[:, :61] += (flat * g3.reshape(s, 3 * j, 1)).sum(1)
 
     Jr = torch.linalg.inv(rigid.right_jacobian(angle))  # angles by increments
-    curve = torch.diag_embed(terms.prior / std**2 + 10 * terms.limits * (over != 0))
+    h_a = 2 * w_a.sum(1)[..., None] / terms.sigma_angles**2
+    curve = torch.diag_embed(terms.prior / std**2 + 10 * terms.limits * (over != 0) + h_a)
     blocks = Jr.mT @ curve @ Jr
-    down = (Jr.mT @ (terms.prior * (angle - mean) / std**2 + 10 * terms.limits * over)[..., None])[..., 0]
+    slope = terms.prior * (angle - mean) / std**2 + 10 * terms.limits * over
+    slope = slope + 2 * (w_a[..., None] * bend).sum(1) / terms.sigma_angles
+    down = (Jr.mT @ slope[..., None])[..., 0]
     for k in range(15):
         at = slice(3 + 3 * k, 6 + 3 * k)
         H[:, at, at] += blocks[:, k]
     g[:, 3:48] += down.reshape(s, 45)
-    H[:, SHAPE, SHAPE] += terms.betas * torch.eye(10, dtype=y.dtype)
-    g[:, SHAPE] += terms.betas * state.betas
+    H[:, SHAPE, SHAPE] += terms.betas * (torch.eye(10, dtype=y.dtype) + terms.size * larger[:, None] * larger)
+    g[:, SHAPE] += terms.betas * (state.betas + terms.size * off_size * larger)
     H[:, 61, 61] += terms.log_scale_std**-2
     g[:, 61] += scale_off / terms.log_scale_std
     if off is not None:
