@@ -24,8 +24,8 @@ from torch import Tensor
 from ...files import atomic_file, write_atomically
 from ...geometry.rigid import apply, invert, so3_log
 from ...scene import SIDES, save_npz
-from . import sensor
-from .assemble import Assembled, Assembler, batch_normals
+from . import look, sensor
+from .assemble import Assembled, Assembler
 from .objects import articulate
 from .sample import FOREARM, SynthBatch
 from .scenes import Spec, Synth, SynthConfig
@@ -126,7 +126,7 @@ class _Pressed:
         sign = torch.where(spec.mirror, -1.0, 1.0)[:, None, None] * mesh.object.new_tensor([1.0, 0, 0])
         sign = sign + mesh.object.new_tensor([0.0, 1.0, 1.0])
         thing = apply(spec.cam_from_object, self.shape)
-        normals = batch_normals(thing, self.inner.bank.faces[spec.index])
+        normals = look.vertex_normals(thing, self.inner.bank.faces[spec.index])
         first = sum(self.inner.sizes)
         rows = slice(first, first + thing.shape[1])
         vertices, all_normals = mesh.vertices.clone(), mesh.normals.clone()

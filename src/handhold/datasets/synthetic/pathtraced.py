@@ -21,7 +21,7 @@ from ...errors import MissingAsset
 from . import light as lighting
 from .gbuffer import GBuffer, batch_faces, rasterize_batch
 from .light import Light
-from .look import Surfaces, _canonical, pixel_rays, vertex_normals
+from .look import Surfaces, pixel_rays, vertex_normals
 from .textures import Materials, Points, Textures, evaluate
 
 VARIANT = "scalar_rgb"  # needs neither LLVM nor a GPU
@@ -109,12 +109,12 @@ def _picture(
             "sensor": _camera(mi, K, width, height, samples),
             "environment": _environment(mi, light),
         }
-        seen = (pixel_rays(K[None], width, height) * depth.reshape(1, -1, 1)).float()
-        centre, _ = lighting.scene_sphere(seen, depth.reshape(1, -1) > 0)
-        scene |= _lamps(mi, light, centre[0])
+        seen = (pixel_rays(K[None], width, height)[0] * depth).flatten(1)[:, depth.reshape(-1) > 0].T
+        centre = seen.mean(0) if len(seen) else torch.tensor([0.0, 0.0, 1.0])
+        scene |= _lamps(mi, light, centre)
         for k, part in enumerate(pieces(surfaces, materials, textures, K, width, height)):
             scene[f"body{k}"] = _mesh(mi, **part)
-        floor = _floor(light, background, K, width, height, seen[0][depth.reshape(-1) > 0])
+        floor = _floor(light, background, K, width, height, seen)
         if floor is not None:
             scene["floor"] = _mesh(mi, **floor)
         image = np.array(mi.render(mi.load_dict(scene), seed=seed))
@@ -167,8 +167,13 @@ def _environment(mi, light: Light, rows: int = 32) -> dict[str, Any]:
         -1,
     )
     order = torch.tensor([1.0, 1.5, 1.5, 1.5, 4.0, 4.0, 4.0, 4.0, 4.0])
-    radiance = lighting.ambient(light.harmonics[0] * order[:, None], direction)
+    radiance = _ambient(light.harmonics[0] * order[:, None], direction.reshape(-1, 3)).reshape(rows, -1, 3)
     return {"type": "envmap", "bitmap": mi.Bitmap(np.ascontiguousarray(radiance.numpy(), np.float32))}
+
+
+def _ambient(harmonics: Tensor, normal: Tensor) -> Tensor:
+    """(N,3) light from harmonics (9,3) on surfaces with normals (N,3)."""
+    return lighting.ambient(harmonics[None], normal.T, torch.zeros(len(normal), dtype=torch.int64)).T
 
 
 def _lamps(mi, light: Light, centre: Tensor) -> dict[str, Any]:
@@ -199,10 +204,10 @@ def _floor(light: Light, background: Tensor, K: Tensor, width: int, height: int,
         return None
     normal = light.plane[0]
     level = (seen @ normal).min() - light.gap[0]
-    received = lighting.ambient(light.harmonics[0], normal)
+    received = _ambient(light.harmonics[0], normal[None])[0]
     for k in range(light.direction.shape[1]):
         received = received + light.color[0, k] * (light.direction[0, k] @ normal).clamp_min(0)
-    ray = pixel_rays(K[None], width, height)[0]
+    ray = pixel_rays(K[None], width, height)[0].flatten(1).T
     towards = ray @ normal
     t = level / torch.where(towards.abs() < 1e-4, 1e-4, towards)
     there = ((t > 0.05) & (t < 3)).reshape(height, width)
@@ -238,7 +243,6 @@ def pieces(
     corner = vertices[faces]
     area = torch.linalg.cross(corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]).norm(dim=1)
     keep = (area > 1e-12) & (corner[..., 2].amin(1) > 0.01)
-    axis, box = _canonical(surfaces.canon, surfaces.faces, surfaces.material.long(), materials.shape[1])
     count = _cuts(corner, K, width, height)
     columns = [vertices, surfaces.normals[0], surfaces.canon[0]]
     columns += [] if surfaces.attrs is None else [surfaces.attrs[0]]
@@ -246,12 +250,15 @@ def pieces(
     out = []
     for m in torch.unique(surfaces.material[0][keep]).tolist():
         mine = keep & (surfaces.material[0] == m)
+        table = materials.rows((slice(0, 1), slice(m, m + 1)))
+        own = surfaces.canon[0][faces[mine]].flatten(0, 1)
+        box = torch.stack([own.amin(0), own.amax(0)])[None]
         parts = []
         for n in torch.unique(count[mine]).tolist():
             some = torch.nonzero(mine & (count == n))[:, 0]
             bary, small = _grid(n)
             x = torch.einsum("pk,tkc->tpc", bary, values[faces[some]])
-            parts.append(_coloured(x, small, some, m, axis[0], box, materials, textures, K))
+            parts.append(_coloured(x, small, faces[some], surfaces.canon[0], box, table, textures, K))
         start = np.cumsum([0] + [len(p["vertices"]) for p in parts])
         mesh = {k: torch.cat([p[k] for p in parts]) for k in ("vertices", "normals", "color", "rough")}
         mesh["faces"] = torch.cat([p["faces"] + int(s) for p, s in zip(parts, start, strict=False)])
@@ -287,22 +294,22 @@ def _grid(n: int) -> tuple[Tensor, Tensor]:
     return torch.stack([1 - u - v, u, v], 1), torch.cat(faces)
 
 
-def _coloured(x, small, triangles, m, axis, box, materials, textures, K) -> dict[str, Tensor]:
+def _coloured(x, small, corners, canon, box, materials, textures, K) -> dict[str, Tensor]:
     """Corners x (T,P,C) of cut triangles, columns position, normal, canonical place, attributes -> a coloured mesh."""
     t, p = x.shape[:2]
     flat = x.reshape(t * p, -1)
     normal = F.normalize(flat[:, 3:6], dim=1)
     attrs = flat[:, 9:] if flat.shape[1] > 9 else None
-    row = torch.full((t * p,), m)
+    row = torch.zeros(t * p, dtype=torch.int64)
     footprint = flat[:, 2].clamp_min(0.02) / K[0, 0]
-    points = Points(row, flat[:, 6:9], axis[triangles].repeat_interleave(p), box, attrs, footprint)
+    points = Points(row, flat[:, 6:9], corners.repeat_interleave(p, 0), canon, box, attrs, footprint)
     look = evaluate(materials, textures, points)
     faces = (small + torch.arange(t)[:, None, None] * p).reshape(-1, 3)
     return {
         "vertices": flat[:, :3],
         "normals": normal if p == 3 else _relief(flat[:, :3], normal, look.height, faces),
         "faces": faces,
-        "color": look.albedo,
+        "color": look.albedo.T,
         "rough": look.rough,
         "f0": look.f0,
     }

@@ -1,6 +1,7 @@
 """Generated pictures on disk: `write_shards` keeps a stream, `Shards` is the same stream again.
 
     folder/index.json                      what is in it, of which settings and seed, with SHA-256 of every shard
+    folder/objects.safetensors             the bank of objects, but for its distance grids, if the stream has one
     folder/train-000000.safetensors, ...   shard_size pictures each; safetensors of
 
 - `<field>.bytes` uint8 (N,) and `.offsets` int64 (n+1,): the field's n pictures as files; `image` JPEG or PNG, `labels`
@@ -41,6 +42,7 @@ from .sample import HandTruth, ObjectTruth, SynthBatch
 FORMAT, VERSION = "handhold synth shards", 1
 DEPTH_UNIT = 1e-4  # metres; 16 bits reach 6.5 m
 MAX_SHARD = 1 << 30  # bytes
+OBJECTS = "objects.safetensors"
 _PICTURES = ("image", "labels", "amodal", "depth")
 
 
@@ -110,12 +112,26 @@ def write_shards(
         _check_space(folder, len(data), total - k, max_bytes, k)
         name = f"{split}-{k:06d}.safetensors"
         write_atomically(folder / name, data)
+        if hasattr(stream, "bank") and not (folder / OBJECTS).exists():
+            write_atomically(folder / OBJECTS, _encode_objects(stream.bank))
         entry = {"file": name, "samples": count, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         shards[k:] = [entry, *shards[k + 1 :]]
         write_atomically(folder / "index.json", json.dumps(index, indent=1) + "\n")
     if report is not None:
         report(1.0, "done")
     return folder
+
+
+def _encode_objects(bank: Any) -> bytes:
+    """The tensors of an `ObjectBank` of which `object.index` counts the rows; distance grids are left out, and counts
+    kept small."""
+    out = {}
+    for f in dataclasses.fields(bank):
+        x = getattr(bank, f.name)
+        if isinstance(x, Tensor) and not f.name.startswith("sdf") and f.name != "part_rows":
+            x = x.cpu().numpy()
+            out[f.name] = np.ascontiguousarray(x.astype(np.int32) if x.dtype == np.int64 else x)
+    return save(out, {"kind": json.dumps(list(bank.kind))})
 
 
 def stream_settings(stream: Any) -> dict[str, Any]:

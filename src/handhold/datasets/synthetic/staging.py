@@ -79,18 +79,24 @@ def stage_clip(synth: Synth, config: ClipConfig, seed: int, frames: int, size: t
     synth = _on_cpu(synth)
     g = torch.Generator().manual_seed(seed * 7919 + 17)
     course = motion.schedule(config.kind, frames)
-    focal = max(size) * (0.9 + 0.7 * float(torch.rand((), generator=g)))
-    depth = (0.20 if config.kind == "empty" else 0.26) * focal / (0.66 * min(size))
-    K = torch.tensor([[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1]])
-    center = torch.tensor([0.0, 0.0, depth])
-    world = torch.eye(4).expand(frames, 4, 4)
-    if config.camera == "moving":
-        world = motion.camera_path(frames, center, config.orbit, g)
     betas = sample_betas(1, g)[0]
     if config.kind == "empty":
         index, grips, other = 0, [_free_grip(synth, g)], None
+        span = 0.22
     else:
         index, grips, other = _cast(synth, config, betas, g)
+        span = 0.10 + 0.9 * min(max(float(synth.bank.size[index].amax()), 0.10), 0.24)
+    if config.hands == "both":
+        span = max(span, 0.26) if other is not None else span + 0.16
+    focal = max(size) * (0.9 + 0.7 * float(torch.rand((), generator=g)))
+    depth = span * focal / (0.68 * min(size))  # what matters takes about two thirds of the picture's height
+    K = torch.tensor([[focal, 0, size[0] / 2], [0, focal, size[1] / 2], [0, 0, 1]])
+    center = torch.tensor([0.0, 0.0, depth])
+    if config.hands == "both" and other is None:
+        center[0] = 0.09
+    world = torch.eye(4).expand(frames, 4, 4)
+    if config.camera == "moving":
+        world = motion.camera_path(frames, center, config.orbit, g)
     object_pose = _object_path(synth, betas, grips, other, course, config, center, g)
     hand_pose, fingers = _hand_path(synth, betas, grips, course, object_pose)
     if config.kind == "empty":
@@ -147,6 +153,8 @@ def _cast(synth: Synth, config: ClipConfig, betas: Tensor, g: torch.Generator) -
     rows = torch.arange(first, last)[torch.randperm(last - first, generator=g)]
     long = bank.size[rows].amax(-1)
     suits = (long > 0.06) & (long < 0.22)
+    if config.hands == "both":  # room for two hands
+        suits &= (long > 0.11) & (bank.size[rows].median(-1).values > 0.035)
     if config.kind == "hinge":
         suits = bank.hinged[rows]
     if config.kind == "squeeze":
@@ -376,9 +384,10 @@ def _left_path(synth, grips, other, object_pose, hand_pose, center, g) -> tuple[
     forearm = torch.nn.functional.normalize(torch.tensor([-0.5, 1.0, 0.2]), dim=0)
     first = motion.carry(torch.tensor([-1.0, 0.0, 0.0]), forearm[None])[0]
     turns = motion.turning(first, forearm, math.radians(120), steps, g)
-    place = center + torch.tensor([-0.16, 0.05, 0.06])
-    at = motion.wandering(place, torch.tensor([0.02, 0.02, 0.02]), steps, g)
-    pose = motion.spline(rigid(turns, at), motion.ease_ends(torch.linspace(0, 1, frames)))
+    place = center + torch.tensor([-0.20, 0.04, 0.03])
+    at = motion.wandering(place, torch.tensor([0.015, 0.02, 0.02]), steps, g)
+    middle = synth.hand.v_template.mean(0) * _FLIP
+    pose = motion.spline(rigid(turns, at - turns @ middle), motion.ease_ends(torch.linspace(0, 1, frames)))
     return pose, _fidget(synth, frames, g)
 
 
@@ -431,6 +440,6 @@ def _surroundings(synth, config, center, depth, K, world, g) -> dict:
 
 
 def _still_arm(spec: arms.ArmSpec, frames: int) -> arms.ArmSpec:
-    spec = replace(spec, bend=0.4 * spec.bend)
+    spec = replace(spec, bend=0.4 * spec.bend, length=spec.length.clamp(min=0.34))  # its end is seen less often
     parts = {f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)}
     return arms.ArmSpec(**{k: v.expand(frames, *v.shape[1:]) for k, v in parts.items()})
