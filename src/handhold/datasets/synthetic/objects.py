@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ...geometry import queries, rigid
-from .shapes_recipes import RECIPES, Thing
+from .shapes_outlines import Thing
+from .shapes_recipes import RECIPES
 from .shapes_solids import split_creases
 
 GRID = 36  # samples of a distance grid along each axis
@@ -127,17 +128,25 @@ def _to(x, device):
 
 
 def make_object_bank(
-    n: int, seed: int, device: str | torch.device = "cpu", meshes: Sequence[tuple[np.ndarray, np.ndarray]] = ()
+    n: int,
+    seed: int,
+    device: str | torch.device = "cpu",
+    meshes: Sequence[tuple[np.ndarray, np.ndarray]] = (),
+    only: Sequence[str] | None = None,
 ) -> ObjectBank:
     """`n` procedural objects drawn from `seed`, followed by the user's closed `meshes`, pairs of vertices (V,3) in
-    metres and faces (T,3).
+    metres and faces (T,3). `only` names the recipes to draw from (see `RECIPES`); default all.
 
-    Raises ValueError when there is nothing to make, or a mesh is malformed, larger than a metre or smaller than 5 mm.
+    Raises ValueError when there is nothing to make, a recipe is unknown, or a mesh is malformed, larger than a metre or
+    smaller than 5 mm.
     """
     if n + len(meshes) < 1:
         raise ValueError("a bank has at least one object")
     rng = np.random.default_rng(seed)
-    names = list(RECIPES)
+    names = list(RECIPES if only is None else only)
+    unknown = [k for k in names if k not in RECIPES]
+    if unknown or not names:
+        raise ValueError(f"there is no recipe {unknown[:1]}; recipes are {', '.join(RECIPES)}")
     share = np.array([RECIPES[k][0] for k in names])
     # each kind in proportion, so that small banks are varied too; the order is random
     at = (rng.random() + np.arange(n)) / max(n, 1)
