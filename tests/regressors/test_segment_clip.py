@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from handhold.datasets.synthetic.sample import LEFT, OBJECT, RIGHT
-from handhold.regressors.segment_clip import confidence, dense_flows, pulled, segment_clip, settled_sides
+from handhold.regressors.segment_clip import confidence, dense_flows, pulled, segment_clip, settle_sides
 from handhold.regressors.segmenter import Segmenter, SegmenterConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,13 +89,14 @@ def test_both_directions_get_what_was_before_and_the_sides_are_settled():
     frames, labels = clip()
     net = ByColor(wrong=(2, 2 * COUNT - 3))  # frame 2 on the way there, and on the way back
     told: list[float] = []
-    raw = segment_clip(net, frames, lambda share, what: told.append(share), mirror=False, settle_sides=False)
+    raw = segment_clip(net, frames, lambda share, what: told.append(share), mirror=False, settle=False)
     assert raw.shape == (COUNT, 5, HEIGHT, WIDTH) and raw.dtype == np.float16
     assert np.abs(raw.astype(np.float32).sum(1) - 1).max() < 5e-3 and told == sorted(told) and told[-1] == 1
     assert [p is None for p in net.previous] == [i in (0, COUNT) for i in range(2 * COUNT)]
     assert net.previous[1].shape == (1, 5, HEIGHT, WIDTH) and net.previous[1].sum(1).max() < 1.01
     assert iou(raw[2].argmax(0) == RIGHT, labels[2] == LEFT) > 0.3
-    settled = settled_sides(raw, dense_flows(frames))
+    settled = raw.copy()
+    settle_sides(settled, dense_flows(frames))
     for i in range(COUNT):
         for c in (RIGHT, LEFT, OBJECT):
             assert iou(settled[i].argmax(0) == c, labels[i] == c) > 0.7, (i, c)
@@ -112,8 +113,8 @@ def test_a_real_network_on_mirrored_and_large_frames(frames):
     model = Segmenter(SegmenterConfig((8, 12, 16, 24, 32), (1, 1, 1, 1, 1), (1, 1, 1, 1), heads=2)).eval()
     torch.nn.init.normal_(model.head[1].weight, std=0.5)
     x = clip()[0][:frames]
-    p = segment_clip(model, x, side=64, settle_sides=False)
+    p = segment_clip(model, x, side=64, settle=False)
     assert p.shape == (frames, 5, 48, 64)
-    q = segment_clip(model, np.ascontiguousarray(x[:, :, ::-1]), side=64, settle_sides=False)
+    q = segment_clip(model, np.ascontiguousarray(x[:, :, ::-1]), side=64, settle=False)
     if frames == 1:  # flow is not exactly mirrored
         assert np.abs(q[..., ::-1][:, [0, 2, 1, 3, 4]].astype(np.float32) - p).max() < 5e-3

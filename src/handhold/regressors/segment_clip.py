@@ -70,13 +70,13 @@ def segment_clip(
     progress: Callable[[float, str], None] | None = None,
     mirror: bool = True,
     side: int = 512,
-    settle_sides: bool = True,
+    settle: bool = True,
 ) -> np.ndarray:
     """Label probabilities of a clip.
 
     frames (F,H,W,3) uint8 sRGB, at least one. Returns (F,5,h,w) float16 in the order of `LABELS`, adding up to 1; h, w
     are H, W unless the longer is over `side`, then everything is computed on frames shrunk to it. mirror: average with
-    the mirrored pictures, which takes twice as long. settle_sides: see `settled_sides`. Runs on the model's device.
+    the mirrored pictures, which takes twice as long. settle: see `settle_sides`. Runs on the model's device.
     """
     say = progress or (lambda share, what: None)
     h, w = frames.shape[1:3]
@@ -96,9 +96,9 @@ def segment_clip(
             p = _one(net, frames[i], None if last is None else flows.carried(last, i, forward), mirror)
             out[i] += p / 2
             last = np.ascontiguousarray(p.transpose(1, 2, 0))
-    if settle_sides:
+    if settle:
         say(0.95, "right and left")
-        out = settled_sides(out, flows)
+        settle_sides(out, flows)
     say(1.0, "segmented")
     return out
 
@@ -118,8 +118,9 @@ def _one(net: Segmenter, frame: np.ndarray, previous: np.ndarray | None, mirror:
     return ((p[0] + p[1].flip(-1)[_MIRRORED]) / 2).cpu().numpy()
 
 
-def settled_sides(probabilities: np.ndarray, flows: Flows, memory: float = 0.95) -> np.ndarray:
-    """Handedness that does not flicker: probabilities (F,5,H,W) with the hands' share divided anew between the sides.
+def settle_sides(probabilities: np.ndarray, flows: Flows, memory: float = 0.95) -> None:
+    """Handedness that does not flicker: in probabilities (F,5,H,W) the hands' share is divided anew between the sides,
+    in place.
 
     The evidence p(right) - p(left) and its weight p(right) + p(left) are carried along the flow from both ends of the
     clip, fading by `memory` per frame; where hands were not seen before, the neighbourhood tells. A connected hand
@@ -127,13 +128,12 @@ def settled_sides(probabilities: np.ndarray, flows: Flows, memory: float = 0.95)
     """
     n, _, h, w = probabilities.shape
     evidence = np.empty((n, h, w, 2), np.float16)  # difference and weight, summed over time
-    own = [_side_evidence(p) for p in probabilities]
     for forward in (True, False):
         total = None
         for i in range(n) if forward else range(n - 1, -1, -1):
-            total = own[i] if total is None else own[i] + memory * flows.carried(total, i, forward)
-            evidence[i] = total if forward else evidence[i] + total - own[i]
-    out = probabilities.copy()
+            own = _side_evidence(probabilities[i])
+            total = own if total is None else own + memory * flows.carried(total, i, forward)
+            evidence[i] = total if forward else evidence[i] + total - own
     reach = 0.02 * max(h, w)
     for i in range(n):
         e = evidence[i].astype(np.float32)
@@ -149,8 +149,7 @@ def settled_sides(probabilities: np.ndarray, flows: Flows, memory: float = 0.95)
             decided = np.where(mean > 0.75, 1.0, np.where(mean < 0.25, 0.0, np.nan))
             share = np.where(np.isfinite(decided[parts]), decided[parts], share)
         share = share * share / (share * share + (1 - share) ** 2)  # towards a decision
-        out[i, RIGHT], out[i, LEFT] = hand * share, hand * (1 - share)
-    return out
+        probabilities[i, RIGHT], probabilities[i, LEFT] = hand * share, hand * (1 - share)
 
 
 def _side_evidence(p: np.ndarray) -> np.ndarray:
