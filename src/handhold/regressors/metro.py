@@ -2,9 +2,9 @@
 Graphormer (the same authors, ICCV 2021), hands, as their public checkpoints have them.
 
 The queries are the template's 21 joints and 195 coarse vertices, each with the picture's global feature beside it
-(METRO, section 3.2). Three encoders of post-norm transformer layers narrow them step by step to three numbers each
+(METRO, section 3). Three encoders of post-norm transformer layers narrow them step by step to three numbers each
 (figure 2); a learned linear map takes the coarse vertices to all 778. Mesh Graphormer adds 49 grid features as tokens
-and a graph convolution over the coarse mesh inside each layer of the last encoder (Graphormer, equations 1-4).
+and a graph convolution over the coarse mesh inside each layer of the last encoder (Graphormer, equations 1-3).
 
 Our own network of this family is `direct.py`; this one exists to run those weights. The template comes from the
 user's own MANO file, at conversion (`adapters.convert_checkpoint`).
@@ -162,8 +162,7 @@ class MetroHand(nn.Module):
     def network(self, image: Tensor, keep: Tensor | None = None) -> MetroOutput:
         """The published network: sRGB crops (N,3,224,224) in [0,1] -> joints, vertices and camera as it says them.
 
-        keep (N,216,1), training: 0 hides a query, which is then 0.01 everywhere (masked vertex modelling, METRO section
-        3.3).
+        keep (N,216,1), training: 0 hides a query, which is then 0.01 everywhere (METRO, "Masked Vertex Modeling").
         """
         pooled, grid = self.backbone((image.to(self.image_mean.dtype) - self.image_mean) / self.image_std)
         n = self.config.joints + self.config.coarse
@@ -191,12 +190,14 @@ class MetroHand(nn.Module):
         found, size = self.network(image), image.shape[-2:]
         vertices, camera = found.vertices.float(), found.camera.float()
         joints = self.regressor.float() @ vertices
-        vertices, joints = vertices - joints[:, :1], joints - joints[:, :1]
+        wrist = joints[:, :1]
+        vertices, joints, tokens = vertices - wrist, joints - wrist, found.joints.float() - wrist
         t = place(camera, joints, K.float(), size, "weak", 0.0)
         points = (1 + camera[:, None, :1] * (joints[..., :2] + camera[:, None, 1:])) * (size[1] / 2)
         sigma = torch.full_like(points[..., 0], math.log(0.04))
         joints, vertices = joints + t[:, None], vertices + t[:, None]
-        return HandOutput(None, None, None, joints, vertices, points, points, sigma, camera)
+        tokens = tokens + t[:, None]
+        return HandOutput(None, None, None, joints, vertices, points, points, sigma, camera, token_joints=tokens)
 
     def predict(self, crops: HandCrops, trust: float = 0.0) -> HandPrediction:
         """Hands in the true cameras' frames; no gradients. `trust` as in `crops.to_camera`."""
