@@ -3,8 +3,8 @@ regressor of its public checkpoint.
 
 A ViT reads 18 task tokens (16 joints, shape, camera) in front of the picture's (figure 4) and gives a first hand. The
 refinement module projects that hand's vertices into three feature maps, takes the largest value of each channel over
-all vertices, and adds linear corrections to pose, shape and camera. Output as in HaMeR: 6D rotations, MANO betas, a weak
-camera.
+all vertices, and adds linear corrections to pose, shape and camera. Output as in HaMeR: 6D rotations, MANO betas, a
+weak camera.
 
 The published projection divides by the map's size twice and so samples around the map's first corner instead of on the
 hand; the public weights were trained with it, hence it is kept (`_project`).
