@@ -147,7 +147,7 @@ def rigid(rot: Tensor, t: Tensor) -> Tensor:
     """Rotation (*B,3,3) and translation (*B,3) -> transform (*B,4,4)."""
     batch = torch.broadcast_shapes(rot.shape[:-2], t.shape[:-1])
     top = torch.cat([rot.expand(*batch, 3, 3), t.expand(*batch, 3)[..., None]], -1)
-    bottom = torch.tensor([0.0, 0.0, 0.0, 1.0], dtype=top.dtype, device=top.device).expand(*batch, 1, 4)
+    bottom = torch.cat([top.new_zeros(3), top.new_ones(1)]).expand(*batch, 1, 4)
     return torch.cat([top, bottom], -2)
 
 

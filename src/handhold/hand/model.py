@@ -13,7 +13,7 @@ that belongs to the wrist goes to R (x - J0) + J0 + transl, as in smplx.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from typing import NamedTuple
 
@@ -211,19 +211,22 @@ class ShapedHand:
         local, rest = local.expand(*batch, 16, 3, 3), rest.expand(*batch, 16, 3)
         rot: list[Tensor] = []
         pos: list[Tensor] = []
+        device = local.device
         order, parents = _levels(self.model.parents)
         for k, (ids, ups) in enumerate(zip(order, parents, strict=True)):
+            at = _index(tuple(ids), device)
             if k == 0:
-                rot.append(local[..., ids, :, :])
-                pos.append(rest[..., ids, :])
+                rot.append(local.index_select(-3, at))
+                pos.append(rest.index_select(-2, at))
                 continue
-            where = [order[k - 1].index(u) for u in ups]
-            up = rot[-1][..., where, :, :]
-            offset = rest[..., ids, :] - rest[..., ups, :]
-            pos.append(pos[-1][..., where, :] + (up @ offset[..., None])[..., 0])
-            rot.append(up @ local[..., ids, :, :])
-        back = torch.as_tensor([j for ids in order for j in ids]).argsort().to(local.device)
-        return local, torch.cat(rot, -3)[..., back, :, :], torch.cat(pos, -2)[..., back, :]
+            where = _index(tuple(order[k - 1].index(u) for u in ups), device)
+            up = rot[-1].index_select(-3, where)
+            offset = rest.index_select(-2, at) - rest.index_select(-2, _index(tuple(ups), device))
+            pos.append(pos[-1].index_select(-2, where) + (up @ offset[..., None])[..., 0])
+            rot.append(up @ local.index_select(-3, at))
+        flat = [j for ids in order for j in ids]
+        back = _index(tuple(flat.index(j) for j in range(len(flat))), device)
+        return local, torch.cat(rot, -3).index_select(-3, back), torch.cat(pos, -2).index_select(-2, back)
 
     def skin(self, theta: Tensor, transl: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
         """Posed vertices (*B,V,3), or only those in `ids` (N,)."""
@@ -308,7 +311,8 @@ class PosedHand:
     def joints(self) -> Tensor:
         """(*B,21,3), OpenPose order."""
         tips = self.skin(self.model.tip_ids)
-        return torch.cat([self.mano_joints, tips], -2)[..., list(jt.OPENPOSE_FROM_MANO), :]
+        order = _index(jt.OPENPOSE_FROM_MANO, tips.device)
+        return torch.cat([self.mano_joints, tips], -2).index_select(-2, order)
 
     def unpose(self, points: Tensor) -> Unposed:
         """Posed-space points (*B,N,3) -> rest pose, by the closest triangle's barycentric skinning weights.
@@ -365,6 +369,13 @@ def _blend(w: Tensor, transforms: Tensor, v: Tensor) -> Tensor:
     """Linear blend skinning: weights (N,16), transforms (*B,16,4,4), rest points (*B,N,3) -> (*B,N,3)."""
     m = torch.einsum("nj,...jab->...nab", w, transforms[..., :3, :])
     return (m[..., :3] @ v[..., None])[..., 0] + m[..., 3]
+
+
+@lru_cache(maxsize=256)
+def _index(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Constant indices that stay on the device: a copy at each call is slow, and not allowed in a CUDA graph."""
+    with torch.inference_mode(False):
+        return torch.tensor(ids, device=device)
 
 
 def _levels(parents: tuple[int, ...]) -> tuple[list[list[int]], list[list[int]]]:
