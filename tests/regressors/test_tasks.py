@@ -92,7 +92,7 @@ def test_a_task_learns_one_batch_and_its_weights_come_back(name, tmp_path):
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     losses = []
     for _ in range(8):
-        loss, metrics = task.loss(model, data, seed=5)
+        loss, metrics = task.loss(model, task.inputs(data, 5))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -116,7 +116,7 @@ def test_the_loss_depends_on_the_seed_alone():
     task, data = small("parametric"), batch()
     model = task.build().eval()
     with torch.no_grad():
-        a, b, c = (task.loss(model, data, seed)[0] for seed in (1, 1, 2))
+        a, b, c = (task.loss(model, task.inputs(data, seed))[0] for seed in (1, 1, 2))
     assert a == b and a != c
 
 

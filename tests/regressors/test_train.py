@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,8 @@ from safetensors.torch import load_file
 from handhold.errors import UnusableInput
 from handhold.regressors.training.config import OptimConfig
 from handhold.regressors.training.loop import Learner, differing, schedule
-from handhold.regressors.training.streams import Ahead, Reuse, reused, seed_of
+from handhold.regressors.training.streams import Ahead, Reuse, SlimStream, reused, seed_of
+from synth_hands import hand_batch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from training_fakes import SMALL, TASKS, PointStream, PointTask, run  # noqa: E402
@@ -44,7 +46,7 @@ def test_it_learns_and_leaves_its_files(tmp_path):
     assert done.steps == 300 and done.metrics["points/error"] == pytest.approx(errors[-1], rel=1e-4)
     assert [r["step"] for r in lines(tmp_path, "train")] == list(range(20, 301, 20))
     assert {p.name for p in (tmp_path / "export").iterdir()} == {
-        "points.safetensors", "points.png", "again.safetensors", "again.png",
+        "points.safetensors", "points.png", "again.safetensors", "again.png", "metrics.jsonl",
     }  # fmt: skip
 
 
@@ -140,19 +142,27 @@ def test_every_batch_is_used_as_often_as_asked(repeats, spacing):
 
 @pytest.mark.slow
 def test_worker_processes_keep_the_order():
-    ahead = Ahead(_points, 4, workers=2)
+    ahead = Ahead(partial(PointStream, "cpu"), 4, workers=2, held_out=1)
     for index in (5, 6, 7):
         assert torch.equal(ahead(index).x, PointStream("cpu").batch(index, 4).x)
+    assert torch.equal(ahead.held_out[0].x, PointStream("cpu").batch(0, 4, "val").x)
 
 
-def _points() -> PointStream:
-    return PointStream("cpu")
+def test_a_slim_batch_is_the_batch_but_for_what_nobody_reads():
+    class Hands:
+        def batch(self, step, n, split="train"):
+            return hand_batch(n, seed=step, width=40, height=30)
+
+    batch, slim = Hands().batch(3, 2), SlimStream(Hands()).batch(3, 2)
+    back = slim.to("cpu")
+    assert (back.image - batch.image).abs().max() <= 0.5 / 255 + 1e-6 and back.depth.numel() == back.amodal.numel() == 0
+    assert torch.equal(back.left.vertices, batch.left.vertices) and torch.equal(back.labels, batch.labels)
 
 
 def test_a_step_without_a_finite_gradient_changes_nothing():
     class Broken(PointTask):
-        def loss(self, model, batch, seed):
-            loss, metrics = super().loss(model, batch, seed)
+        def loss(self, model, inputs):
+            loss, metrics = super().loss(model, inputs)
             return loss * math.nan, metrics
 
     learner = Learner(Broken(), SMALL, torch.device("cpu"))

@@ -61,10 +61,13 @@ class PointTask:
     def build(self) -> nn.Module:
         return Net()
 
-    def loss(self, model, batch, seed):
+    def inputs(self, batch, seed):
         noise = 0.01 * torch.randn(batch.x.shape, generator=torch.Generator().manual_seed(seed))
-        loss = (model(batch.x + noise)["y"] - batch.y).square().mean()
-        return loss, {"noise": noise.std()}
+        return batch.x + noise, batch.y, noise
+
+    def loss(self, model, inputs):
+        x, y, noise = inputs
+        return (model(x)["y"] - y).square().mean(), {"noise": noise.std()}
 
     def evaluate(self, model, batch):
         error = (model(batch.x)["y"] - batch.y).abs()

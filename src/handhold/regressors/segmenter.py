@@ -191,7 +191,8 @@ def segmenter_loss(logits: Tensor, labels: Tensor, dice: float = 1.0, boundary: 
     logits = logits.float()
     known = labels != IGNORE
     y = torch.where(known, labels, 0).long()
-    one_hot = F.one_hot(y, logits.shape[1]).permute(0, 3, 1, 2).float() * known[:, None]
+    classes = torch.arange(logits.shape[1], device=y.device)[:, None, None]
+    one_hot = (y[:, None] == classes).float() * known[:, None]
     weight = (one_hot.mean((0, 2, 3)) + 0.005).rsqrt()[y] * (1 + boundary * label_edges(y)) * known
     entropy = (F.cross_entropy(logits, y, reduction="none") * weight).sum() / weight.sum().clamp(min=1.0)
     p = logits.softmax(1) * known[:, None]

@@ -37,7 +37,7 @@ class DataConfig:
     spacing: int = 4
     """Uses of one batch lie this many batches apart, so that neighbouring steps see different pictures."""
     workers: int = 0
-    """Processes that make batches ahead of time, for streams on the CPU; 0 makes them in the loop."""
+    """Processes that make batches ahead of time, on the same device; 0 makes them in the loop."""
     prefetch: int = 2
     """Batches that each worker process keeps ready."""
 
@@ -63,6 +63,8 @@ class LoopConfig:
     """Arithmetic of the networks; `auto` is bf16 on CUDA and fp32 elsewhere. Losses are always fp32."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    graphs: bool = False
+    """On CUDA, run each task's forward and backward pass as one CUDA graph."""
     log_steps: int = 50
     """Steps between lines of metrics.jsonl."""
     val_steps: int = 1000

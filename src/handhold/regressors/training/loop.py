@@ -13,7 +13,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,9 +46,14 @@ class Task(Protocol):
         """A freshly initialised network, on the CPU, from torch's global seed."""
         ...
 
-    def loss(self, model: Any, batch: Any, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scalar loss with gradient, and detached scalars worth logging. All randomness comes from `seed`, and from
-        torch's global generators, which are seeded with it."""
+    def inputs(self, batch: Any, seed: int) -> Any:
+        """What the loss needs of a batch, augmented: tensors, or (nested) dataclasses and tuples of them. All
+        randomness comes from `seed`. With `LoopConfig.graphs` their shapes must not change from step to step."""
+        ...
+
+    def loss(self, model: Any, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss with gradient, and detached scalars worth logging. Randomness comes from torch's global
+        generators."""
         ...
 
     def evaluate(self, model: Any, batch: Any) -> dict[str, Tensor]:
@@ -85,6 +91,7 @@ class Learner:
         self.optimizer = make_optimizer(self.net, config.optim)
         self.params = [p for p in self.net.parameters() if p.requires_grad]
         self.names = {p: n for n, p in self.net.named_parameters()}
+        self.graph: StepGraph | None = None
         if config.compile:
             self.net.compile(dynamic=True)
         wrapped = self.net
@@ -96,12 +103,18 @@ class Learner:
         """One optimizer step at `rate` times the peak learning rate; returns detached scalars."""
         optim, seed = self.config.optim, seed_of(self.config.seed, "step", step, rank, self.task.name)
         torch.manual_seed(seed)  # dropout
-        loss, metrics = self.task.loss(self.model, batch, seed)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.fabric is not None:
-            self.fabric.backward(loss)
+        inputs = self.task.inputs(batch, seed)
+        if self.config.graphs and self.fabric is None and self.params[0].is_cuda:
+            if self.graph is None:
+                self.graph = StepGraph(lambda x: self.task.loss(self.model, x), inputs, self.params)
+            loss, metrics = self.graph(inputs)
         else:
-            loss.backward()
+            loss, metrics = self.task.loss(self.model, inputs)
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.fabric is not None:
+                self.fabric.backward(loss)
+            else:
+                loss.backward()
         norm = nn.utils.clip_grad_norm_(self.params, optim.clip if optim.clip > 0 else math.inf)
         bad = (~torch.isfinite(norm)).float().reshape(())
         self.optimizer.found_inf = bad  # the fused kernel leaves everything as it is where this is 1, without a sync
@@ -136,6 +149,54 @@ class Learner:
         restore_optimizer(self.optimizer, self.names, strip(tensors, f"{name}/optim/"))
 
 
+class StepGraph:
+    """Forward and backward pass of one task as a CUDA graph: one launch instead of thousands.
+
+    Gradients stay in the parameters' `grad`, which must not be replaced. Inputs of every call have the shapes of the
+    first. The global generator's seed is read at each replay.
+    """
+
+    def __init__(self, loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]], inputs: Any, params: list[Tensor]):
+        inputs = _map_tensors(inputs, torch.clone)
+        self.static = _tensors(inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # libraries choose their algorithms
+                for p in params:
+                    p.grad = None
+                loss(inputs)[0].backward()
+        torch.cuda.current_stream().wait_stream(side)
+        for p in params:
+            p.grad = None
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.loss, self.metrics = loss(inputs)
+            self.loss.backward()
+
+    def __call__(self, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        for mine, theirs in zip(self.static, _tensors(inputs), strict=True):
+            mine.copy_(theirs)
+        self.graph.replay()
+        return self.loss.detach(), {k: v.detach() for k, v in self.metrics.items()}
+
+
+def _map_tensors(x: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(x, Tensor):
+        return f(x)
+    if isinstance(x, tuple):
+        return tuple(_map_tensors(v, f) for v in x)
+    if is_dataclass(x):
+        return replace(x, **{k.name: _map_tensors(getattr(x, k.name), f) for k in fields(x)})
+    return x
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    _map_tensors(x, lambda t: (found.append(t), t)[1])
+    return found
+
+
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW that decays the matrices of linear layers and convolutions, and nothing else."""
     decayed, free = [], []
@@ -162,6 +223,7 @@ def train(
     config: LoopConfig,
     out: Path,
     *,
+    worker_stream: Callable[[torch.device], Stream] | None = None,
     export: Path | None = None,
     settings: dict[str, Any] | None = None,
     report: Report = lambda *a, **k: None,
@@ -170,19 +232,20 @@ def train(
 ) -> Trained:
     """Train the tasks until the steps or the time budget are over, going on from the state in `out` if there is one.
 
-    stream: makes the stream on a device; with `data.workers` it must be picklable and is called in each worker, for the
-    CPU. out gets state.safetensors, metrics.jsonl, settings.json and tensorboard/ (where tensorboard is installed);
-    export (out/export by default) gets <task>.safetensors with the averaged weights, and <task>.png. settings: what
-    decided the result, as JSON values; a state made with others is refused (`UnusableInput`), those of the rhythm and
-    the place apart. started: `clock()` when the budget began, now by default.
+    stream: makes the stream on a device. With `data.workers`, worker_stream (or stream) makes it in each of them: it
+    must be picklable, and its batches on the CPU or made to travel (`SlimStream`).
+    out gets state.safetensors, metrics.jsonl, settings.json and tensorboard/ (where tensorboard is installed); export
+    (out/export by default) gets <task>.safetensors with the averaged weights, <task>.png and the metrics.
+    settings: what decided the result, as JSON values; a state made with others is refused (`UnusableInput`), those of
+    the rhythm and the place apart. started: `clock()` when the budget began, now by default.
     """
-    return _Training(tasks, stream, config, Path(out), export, settings, report, clock, started).run()
+    return _Training(tasks, stream, config, Path(out), worker_stream, export, settings, report, clock, started).run()
 
 
 class _Training:
     """One call of `train`."""
 
-    def __init__(self, tasks, stream, config, out, export, settings, report, clock, started):
+    def __init__(self, tasks, stream, config, out, worker_stream, export, settings, report, clock, started):
         self.clock, self.started = clock, clock() if started is None else started
         self.config, self.out, self.report = config, out, report
         self.export_dir = out / "export" if export is None else Path(export)
@@ -199,12 +262,14 @@ class _Training:
         if (out / "state.safetensors").is_file():
             self._resume()
         data, world = config.data, max(config.devices, 1)
-        self.stream = None if self.done else stream(self.device if data.workers == 0 else torch.device("cpu"))
         if data.workers:
-            make = Ahead(_OnCpu(stream), data.batch, data.workers, data.prefetch, self.rank, world)
+            held = config.val_batches if self.rank == 0 else 0
+            factory = partial(worker_stream or stream, self.device)
+            make = self.ahead = Ahead(factory, data.batch, data.workers, data.prefetch, self.rank, world, held)
         else:
+            self.ahead, self.stream = None, None if self.done else stream(self.device)
             make = lambda i: self.stream.batch(i * world + self.rank, data.batch, "train")  # noqa: E731
-        self.batches = Reuse(lambda i: _to(make(i), self.device), data.repeats, data.spacing)
+        self.batches = Reuse(lambda i: make(i).to(self.device), data.repeats, data.spacing)
         self.held_out: list[Any] = []
         self.sums: dict[str, Tensor] = {}
         self.board = _board(out) if self.rank == 0 else None
@@ -218,7 +283,7 @@ class _Training:
         c, by_step = self.config, (self.step + 0.5) / self.config.steps
         if c.budget_seconds <= 0:
             return by_step
-        return max(by_step, self.elapsed / max(c.budget_seconds - c.reserve_seconds, 1e-9))
+        return min(max(by_step, self.elapsed / max(c.budget_seconds - c.reserve_seconds, 1e-9)), 1.0)
 
     def over(self, step_seconds: float) -> bool:
         """No step is left, or the next one would not end within the budget."""
@@ -300,8 +365,12 @@ class _Training:
         self.evaluated = self.step
         if self.rank == 0:
             c, sums = self.config, {}
-            while len(self.held_out) < c.val_batches:
-                self.held_out.append(_to(self.stream.batch(len(self.held_out), c.data.batch, "val"), self.device))
+            if not self.held_out:
+                if self.ahead is None:
+                    made = [self.stream.batch(i, c.data.batch, "val") for i in range(c.val_batches)]
+                else:
+                    made = self.ahead.held_out
+                self.held_out = [b.to(self.device) for b in made]
             for learner in self.learners:
                 for batch in self.held_out:
                     for k, v in learner.task.evaluate(learner.average, batch).items():
@@ -341,6 +410,9 @@ class _Training:
                     tiles = learner.task.pictures(learner.average, self.held_out[0])
                 if tiles is not None:
                     write_sheet(path.with_suffix(".png"), tiles)
+        metrics = self.out / "metrics.jsonl"
+        if metrics.is_file():
+            write_atomically(self.export_dir / "metrics.jsonl", metrics.read_bytes())
         return files
 
     def _save(self) -> None:
@@ -368,7 +440,7 @@ class _Training:
 
 
 FREE = {"device", "precision", "compile", "log_steps", "val_steps", "val_batches", "state_steps", "state_seconds"}
-FREE |= {"export_seconds", "reserve_seconds", "workers", "prefetch"}
+FREE |= {"export_seconds", "reserve_seconds", "workers", "prefetch", "graphs"}
 """Settings that may change when a training is resumed; the numbers of the end may then differ in their last bits."""
 
 
@@ -380,26 +452,12 @@ def differing(saved: Any, now: Any, prefix: str = "") -> list[str]:
     return [] if saved == now else [prefix.rstrip(".")]
 
 
-class _OnCpu:
-    """A stream's maker with its device fixed, picklable if the maker is."""
-
-    def __init__(self, make: Callable[[torch.device], Stream]):
-        self.make = make
-
-    def __call__(self) -> Stream:
-        return self.make(torch.device("cpu"))
-
-
 def _board(out: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
     return SummaryWriter(str(out / "tensorboard"))
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    return batch.to(device)
 
 
 def _step_of(line: str) -> float:

@@ -80,7 +80,7 @@ class HandTask:
         kind = ParametricHand if isinstance(self.net, ParametricConfig) else DirectHand
         return _started(kind(self.net), self.config.start)
 
-    def crops(self, batch: SynthBatch, seed: int) -> HandCrops:
+    def inputs(self, batch: SynthBatch, seed: int) -> HandCrops:
         """Training crops: jittered boxes, changed pictures, and truth that knows what was covered."""
         c, generator = self.config, torch.Generator(batch.image.device).manual_seed(seed)
         with torch.no_grad():
@@ -89,8 +89,7 @@ class HandTask:
             seen = hide_points(crops.truth.visible, crops.truth.points, covered)
         return replace(crops, image=image, truth=replace(crops.truth, visible=seen))
 
-    def loss(self, model: Any, batch: SynthBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
-        crops = self.crops(batch, seed)
+    def loss(self, model: Any, crops: HandCrops) -> tuple[Tensor, dict[str, Tensor]]:
         out = model(crops.image, crops.K)
         c = self.config
         loss, terms = exact_loss(out, crops, c.exact) if c.loss == "exact" else hamer_loss(out, crops, c.hamer)
@@ -137,11 +136,15 @@ class SegmenterTask:
     def build(self) -> nn.Module:
         return _started(Segmenter(self.net), self.config.start)
 
-    def loss(self, model: Any, batch: SynthBatch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def inputs(self, batch: SynthBatch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures, labels, and masks of a frame before."""
         c, generator = self.config, torch.Generator().manual_seed(seed)
         image, labels = augment(batch.image, batch.labels, generator, (c.size, c.size), c.zoom)
-        previous = corrupt_previous(labels, generator, c.none)
-        return segmenter_loss(model(image, previous), labels, c.dice, c.boundary)
+        return image, labels, corrupt_previous(labels, generator, c.none)
+
+    def loss(self, model: Any, inputs: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        image, labels, previous = inputs
+        return segmenter_loss(model(image, previous), labels, self.config.dice, self.config.boundary)
 
     def evaluate(self, model: Any, batch: SynthBatch) -> dict[str, Tensor]:
         logits = model(batch.image)
