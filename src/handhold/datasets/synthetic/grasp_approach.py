@@ -23,6 +23,7 @@ from .grasp_hand import (
     TRIPOD,
     Body,
     GraspHand,
+    axes,
     palm_axes,
     pose,
 )
@@ -118,7 +119,14 @@ def _fits(s: Spots) -> Tensor:
     big, small = s.size.amax(-1, keepdim=True), s.size.amin(-1, keepdim=True)
     middle = s.size.sum(-1, keepdim=True) - big - small
     fit = [None] * len(GRASPS)
-    fit[POWER] = (s.thick > 0.011) & (s.thick < 0.085) & (s.wide < 0.09) & (s.wide > 0.008) & (big > 0.05)
+    fit[POWER] = (
+        ((s.thick > 0.02) | (big > 0.1))
+        & (s.thick > 0.011)
+        & (s.thick < 0.085)
+        & (s.wide < 0.09)
+        & (s.wide > 0.008)
+        & (big > 0.05)
+    )
     fit[PINCH] = (s.thick < 0.05) & (s.thick > 0.0015) & (small < 0.06)
     fit[TRIPOD] = (s.thick < 0.06) & (s.thick > 0.003) & (small < 0.075)
     fit[LATERAL] = (s.thick < 0.018) & (s.long > 0.015)
@@ -167,6 +175,7 @@ class Place:
     start: Tensor  # (B,K,15,3) angles before closing
     goal: Tensor  # (B,K,15,3) and after, if nothing is in the way
     points: Tensor  # (B,K,Q,3) coarse points of the hand before closing, its frame; the last 30 in its fingers
+    bonus: Tensor  # (B,K) for spots that this hand likes
 
 
 def _triad(a: Tensor, b: Tensor) -> Tensor:
@@ -227,6 +236,15 @@ def approach(
     )
     turn_by = (turn_by + 0.25 * torch.randn(b, k, generator=generator, device=device)).reshape(-1, 1)
     direction = turn_by.cos() * along + turn_by.sin() * side
+    # a pen: along the way from the web of the thumb to the pads, held near one of its ends
+    thin = (spots.thick < 0.02) & (spots.wide < 0.024) & (spots.size.amax(-1, keepdim=True) > 0.09)
+    writing = thin & ((kind == TRIPOD) | (kind == PINCH))[:, None] & (rand(generator, device, b, k) < 0.75)
+    ahead = (spots.point * spots.along).sum(-1, keepdim=True)
+    end = 1 - 2 * (ahead.abs()[..., 0] / (0.5 * spots.size.amax(-1, keepdim=True)) - 0.65).abs()
+    w = writing.reshape(-1, 1)
+    jitter = 0.08 * torch.randn(b * k, 3, generator=generator, device=device)
+    direction = torch.where(w, (spots.along * ahead.sign()).flatten(0, 1) + jitter, direction)
+    hand_precise = torch.where(w[..., None], _triad(opposing, middle - joints[:, 1] - 0.017 * across), hand_precise)
     object_precise = _triad(-n, direction)
     anchor_precise = spots.point.flatten(0, 1) - 0.5 * spots.thick.flatten()[:, None] * n
     # palm: the palm's normal against the surface's, the axis across it along the object
@@ -249,14 +267,10 @@ def approach(
     at = torch.where(p, anchor_precise, anchor_palm) - (rot @ from_hand[..., None])[..., 0]
     forward = torch.where(p, direction, -n)
     shape = lambda x: x.reshape(b, k, *x.shape[1:])  # noqa: E731
-    return Place(
-        shape(rot),
-        shape(at),
-        shape(forward),
-        start,
-        goal,
-        shape(torch.cat([links.flatten(1, 2), of.palm[many][:, ::2]], 1)),
-    )
+    inside = axes(joints, links[:, known.ends, 1]).flatten(1, 2)
+    points = torch.cat([links.flatten(1, 2), of.palm[many][:, ::2], inside], 1)
+    bonus = writing.to(end) * (1.0 + end)
+    return Place(shape(rot), shape(at), shape(forward), start, goal, shape(points), bonus)
 
 
 def _opposing(known: GraspHand, links: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
@@ -289,4 +303,4 @@ def try_out(distances: Distances, known: GraspHand, place: Place, spots: Spots, 
     score = score + torch.where(palm, -8 * spots.wide, 0.0)
     support = (kind == FLAT) | (kind == CRADLE)
     score = score + torch.where(support[:, None], -1.5 * down, -0.8 * down.abs())
-    return score + 0.35 * gumbel(generator, d.device, b, k)
+    return score + place.bonus + 0.35 * gumbel(generator, d.device, b, k)
