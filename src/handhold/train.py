@@ -21,7 +21,7 @@ from .datasets.synthetic.scenes import SynthConfig
 from .errors import HandholdError
 from .regressors.training.config import LoopConfig
 from .regressors.training.loop import Trained, train
-from .regressors.training.streams import Stream
+from .regressors.training.streams import SlimStream, Stream
 from .regressors.training.tasks import DirectSettings, ParametricSettings, SegmenterSettings, make_task
 
 STARTED = time.monotonic()  # a time budget includes the imports
@@ -68,6 +68,11 @@ def make_stream(config: FrontendConfig, device: Any) -> Stream:
     return Synth(config.synth, device)
 
 
+def make_worker_stream(config: FrontendConfig, device: Any) -> Stream:
+    """The same for worker processes, whose batches travel between processes."""
+    return SlimStream(make_stream(config, device))
+
+
 def run(
     kind: Literal["regressor", "segmenter", "frontend"],
     config: FrontendConfig,
@@ -86,6 +91,7 @@ def run(
         partial(make_stream, chosen),
         chosen.loop,
         out,
+        worker_stream=partial(make_worker_stream, chosen),
         export=export,
         settings={k: v for k, v in to_dict(chosen).items() if k not in KINDS["frontend"] or k in tasks},
         report=report,
@@ -103,7 +109,7 @@ class Lines:
         now = time.monotonic()
         if "held-out" in text or fraction >= 1 or now - self.last >= self.every:
             self.last = now
-            figures = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if k.count("/") < 2)
+            figures = "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if "-" not in k)
             print(f"{100 * fraction:5.1f} %  {now - STARTED:6.0f} s  {text}  {figures}", file=sys.stderr, flush=True)
 
 

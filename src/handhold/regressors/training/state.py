@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ...errors import UnusableInput
+from ...files import write_atomically
 
 
 def save_state(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     """Write tensors and JSON values so that a crash at any moment leaves the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.parent / f".{path.name}.half"
-    save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, half, {"state": json.dumps(values)})
-    with half.open("rb+") as f:
-        os.fsync(f.fileno())
-    os.replace(half, path)
+    data = save({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, {"state": json.dumps(values)})
+    write_atomically(path, data)
 
 
 def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
