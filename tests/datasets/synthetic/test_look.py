@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from handhold.datasets.synthetic import look, skin, textures
 from handhold.datasets.synthetic import light as lighting
+from handhold.datasets.synthetic import look, skin, textures
 from handhold.hand.model import HandModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -42,16 +42,34 @@ class Backgrounds:
         first = torch.randint(len(rooms), (n,), generator=g)
         pick_user = u() < (self.user_share if self.images is not None and len(self.images) else 0.0)
         user = torch.randint(max(1, len(self.images) if self.images is not None else 1), (n,), generator=g)
-        theta = _affine(u, width / height).to(device)
-        grid = F.affine_grid(theta, [n, 3, height, width], align_corners=False)
-        x = F.grid_sample(rooms[first.to(device)].float(), grid, padding_mode="reflection", align_corners=False)
-        if bool(pick_user.any()):
-            at = torch.nonzero(pick_user)[:, 0]
-            own = self.images[user[at].to(self.images.device)].to(device).float()
-            x[at.to(device)] = F.grid_sample(own, grid[at.to(device)], padding_mode="reflection", align_corners=False)
-        x = linear_from_srgb(x / 255)
-        x = _recolour(x, u, pick_user)
-        return _defocus(x, u).clamp_min(0)
+        theta = _affine(u, width / height)
+        mix, slope, amount = _grades(u, pick_user)
+        out = torch.empty(n, 3, height, width, device=device)
+        step = n if out.device.type != "cpu" else max(1, (1 << 16) // (height * width))  # what fits the caches
+        for i in range(0, n, step):
+            some = slice(i, i + step)
+            grid = _grid(theta[some].to(device), height, width)
+            x = _look_up(rooms, first[some], grid)
+            at = torch.nonzero(pick_user[some])[:, 0]
+            if len(at):
+                x[at.to(device)] = _look_up(self.images, user[some][at], grid[at.to(device)])
+            x = torch.einsum("nij,njhw->nihw", mix[some].to(x), linear_from_srgb(x.clamp_(0, 255).div_(255)))
+            x = _defocus(_lit(x, slope[some].to(x)), amount[some])
+            out[some] = x.clamp_min_(0)
+        return out
+
+
+def _look_up(pictures: Tensor, index: Tensor, grid: Tensor) -> Tensor:
+    picked = pictures[index.to(pictures.device)].to(grid.device).float()
+    return F.grid_sample(picked, grid, padding_mode="reflection", align_corners=False)
+
+
+def _grid(theta: Tensor, height: int, width: int) -> Tensor:
+    """(n,H,W,2) as `affine_grid` gives it, for theta (n,2,3)."""
+    x = (torch.arange(width, device=theta.device) * 2 + 1) / width - 1
+    y = (torch.arange(height, device=theta.device) * 2 + 1) / height - 1
+    down = theta[:, None, :, 1] * y[:, None] + theta[:, None, :, 2]  # (n,H,2)
+    return theta[:, None, None, :, 0] * x[:, None] + down[:, :, None]
 
 
 @lru_cache(maxsize=4)
@@ -73,39 +91,42 @@ def _affine(u, aspect: float) -> Tensor:
     return rows.reshape(n, 2, 3)
 
 
-def _recolour(x: Tensor, u, user: Tensor) -> Tensor:
-    """Channels mixed, less colour, other gain and a slope of light."""
-    n, _, h, w = x.shape
+def _grades(u, user: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of n pictures: colour matrices (n,3,3) that exchange channels, take colour away and change the gain, slopes of
+    light (n,2) and defocus (n) in levels. user (n): pictures whose channels stay in place."""
+    n = len(user)
     order = u(0, 1, 3).argsort(1)
     order = torch.where((u(0, 1, 1) < 0.5) | user[:, None], torch.arange(3), order)
     mix = F.one_hot(order, 3).float()
-    keep = (u(0.15, 1.0, 1, 1)).where(~user[:, None, None], u(0.7, 1.0, 1, 1))
+    keep = (u(0.2, 1.0, 1, 1) ** 1.5).where(~user[:, None, None], u(0.7, 1.0, 1, 1))
     grey = torch.tensor([0.3, 0.5, 0.2]).expand(n, 3, 3)
-    mix = (mix * keep + grey @ mix * (1 - keep)) * (u(0.4, 1.5, 1, 1))
-    mix = mix * (1 + 0.08 * (u(-1, 1, 3, 1)))
-    x = torch.einsum("nij,njhw->nihw", mix.to(x), x)
-    slope = u(-0.5, 0.5, 2).to(x)
-    gy = torch.linspace(-1, 1, h, device=x.device)[None, :, None]
-    gx = torch.linspace(-1, 1, w, device=x.device)[None, None]
-    return x * torch.exp(slope[:, 0, None, None] * gx + slope[:, 1, None, None] * gy)[:, None]
+    mix = (mix * keep + grey @ mix * (1 - keep)) * u(0.4, 1.5, 1, 1) * (1 + 0.08 * u(-1, 1, 3, 1))
+    return mix, u(-0.5, 0.5, 2), torch.where(u() < 0.5, 0.6 * u(), 2.0 * u())
 
 
-def _defocus(x: Tensor, u) -> Tensor:
+def _lit(x: Tensor, slope: Tensor) -> Tensor:
+    gy = torch.linspace(-1, 1, x.shape[2], device=x.device)
+    gx = torch.linspace(-1, 1, x.shape[3], device=x.device)
+    return x * torch.exp(slope[:, :1] * gx)[:, None, None] * torch.exp(slope[:, 1:] * gy)[:, None, :, None]
+
+
+def _defocus(x: Tensor, amount: Tensor) -> Tensor:
     """Blurred by a per-picture depth of field: three levels, between which each picture lies."""
-    n, _, h, w = x.shape
-    amount = torch.where(u() < 0.5, 0.6 * u(), 2.0 * u())
+    h, w = x.shape[2:]
     some = torch.nonzero(amount > 0.15)[:, 0].to(x.device)
     if len(some) == 0:
         return x
     y = x[some]
-    levels = [y]
-    for _ in range(2):
-        if min(h, w) >> len(levels) < 4:
-            break
+    level = amount[amount > 0.15].clamp(max=2)
+    mixed = y * (1 - level).clamp_min(0).to(x)[:, None, None, None]
+    for k in (1, 2):
+        if min(h, w) >> k < 4:
+            return x
         y = tent(tent(halved(y)))
-        levels.append(F.interpolate(y, (h, w), mode="bilinear"))
-    a = amount.to(x.device)[some].clamp(max=len(levels) - 1)[:, None, None, None]
-    x[some] = sum(v * (1 - (a - k).abs()).clamp_min(0) for k, v in enumerate(levels))
+        share = (1 - (level - k).abs()).clamp_min(0)
+        if bool((share > 0).any()):
+            mixed += F.interpolate(y, (h, w), mode="bilinear") * share.to(x)[:, None, None, None]
+    x[some] = mixed
     return x
 
 

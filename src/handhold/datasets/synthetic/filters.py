@@ -18,3 +18,8 @@ def tent(x: Tensor) -> Tensor:
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
     x = x[..., :-2, :] + 2 * x[..., 1:-1, :] + x[..., 2:, :]
     return (x[..., :-2] + 2 * x[..., 1:-1] + x[..., 2:]) * 0.0625
+
+
+def pick(x: Tensor, index: Tensor, dim: int = 0) -> Tensor:
+    """x at index (N,) along a dimension: several times faster on a CPU than indexing with a tensor."""
+    return x.index_select(dim, index)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .filters import halved, tent
+from .filters import halved, pick, tent
 from .gbuffer import rasterize_batch
 
 SHADOW_SIZE = 128  # pixels of a shadow map
@@ -97,7 +97,7 @@ def temperature(kelvin: Tensor) -> Tensor:
 
 def per_point(x: Tensor, picture: Tensor) -> Tensor:
     """(*,N) of each point's picture, from x (B,*); of one picture it is only a view (*,1)."""
-    return x[0][..., None] if len(x) == 1 else x[picture].movedim(0, -1)
+    return x[0][..., None] if len(x) == 1 else pick(x, picture).movedim(0, -1)
 
 
 def ambient(harmonics: Tensor, normal: Tensor, picture: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def ambient(harmonics: Tensor, normal: Tensor, picture: Tensor) -> Tensor:
     basis = torch.stack([torch.ones_like(x), x, y, z, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y])
     if len(harmonics) == 1:
         return (harmonics[0].T @ basis).clamp_min(0)
-    h = harmonics[picture]
+    h = pick(harmonics, picture)
     return torch.stack([(basis * h[..., k].T).sum(0) for k in range(3)]).clamp_min(0)
 
 
@@ -128,7 +128,8 @@ class ShadowMap:
     """What the key lamp sees, as the first two moments of its depth (Donnelly and Lauritzen, "Variance shadow maps",
     I3D 2006), blurred by the lamp's size."""
 
-    moments: Tensor  # (B,S,S,2) of depth, in radii from the scene's centre
+    moments: Tensor  # (2,B*S*S) of depth, in radii from the scene's centre
+    size: int  # S
     axes: Tensor  # (B,3,3) rows: right, down and away from the lamp
     centre: Tensor  # (B,3)
     radius: Tensor  # (B)
@@ -139,20 +140,20 @@ class ShadowMap:
         if len(self.axes) == 1:
             x, y, depth = self.axes[0] @ away
         else:
-            axes = self.axes[picture]
+            axes = pick(self.axes, picture)
             x, y, depth = ((axes[:, k].T * away).sum(0) for k in range(3))
-        s = self.moments.shape[1]
+        s = self.size
         shrink = (s / 2) * _DISTANCE / (_DISTANCE + depth)
         x, y = x * shrink + (s / 2 - 0.5), y * shrink + (s / 2 - 0.5)
         outside = torch.maximum((x - (s / 2 - 0.5)).abs(), (y - (s / 2 - 0.5)).abs()) > s / 2 - 2
         x, y = x.clamp(0, s - 1.001), y.clamp(0, s - 1.001)
         x0, y0 = x.int(), y.int()
-        fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+        fx, fy = x - x0, y - y0
         i = y0 * s + x0 + (picture * (s * s) if len(self.axes) > 1 else 0)
-        data = self.moments.reshape(-1, 2)
-        top = torch.lerp(data[i], data[i + 1], fx)
-        low = torch.lerp(data[i + s], data[i + (s + 1)], fx)
-        mean, square = torch.lerp(top, low, fy).T
+        data = self.moments
+        top = torch.lerp(pick(data, i, 1), pick(data, i + 1, 1), fx)
+        low = torch.lerp(pick(data, i + s, 1), pick(data, i + (s + 1), 1), fx)
+        mean, square = torch.lerp(top, low, fy)
         over = (depth.clamp(max=_EMPTY - 0.1) - mean - 0.02).clamp_min(0)
         variance = (square - mean * mean).clamp_min(4e-4)
         return ((variance / (variance + over * over) - 0.15) / 0.85).clamp(0, 1).maximum(outside.to(over))
@@ -178,7 +179,7 @@ def shadow_map(
         levels.append(F.interpolate(small, (size, size), mode="bilinear"))
     s = light.softness.clamp(0, 1)[:, None, None, None] * (len(levels) - 1)
     moments = sum(v * (1 - (s - k).abs()).clamp_min(0) for k, v in enumerate(levels))
-    return ShadowMap(moments.permute(0, 2, 3, 1).contiguous(), axes, centre, radius)
+    return ShadowMap(moments.movedim(1, 0).reshape(2, -1), size, axes, centre, radius)
 
 
 def hollows(depth: Tensor, strength: Tensor) -> Tensor:

@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import light as lighting
+from .filters import pick
 from .gbuffer import GBuffer, batch_faces, rasterize_batch
 from .light import Light, sample_lights
 from .skin import ATTRIBUTES, skin_attributes
-from .textures import Materials, Points, Textures, evaluate, make_textures, noise, sample_materials
+from .textures import PRINT, Materials, Points, Textures, evaluate, make_textures, noise, sample_materials
 
 __all__ = [
     "ATTRIBUTES", "Light", "Materials", "Surfaces", "Textures", "make_textures", "render", "sample_lights",
@@ -127,23 +128,22 @@ def _render(
     if len(pixel) == 0:
         return image, gb
     picture = torch.div(pixel, height * width, rounding_mode="floor")
-    tri = gb.face.reshape(-1)[pixel] + picture * t
-    z = gb.depth.reshape(-1)[pixel]
+    tri = pick(gb.face.reshape(-1), pixel) + picture * t
+    z = pick(gb.depth.reshape(-1), pixel)
     toward = _at_pixels(ray, pixel, picture)  # (3,N), z is 1
-    row = surfaces.material.reshape(-1)[tri] + picture * materials.shape[1]
+    row = pick(surfaces.material.reshape(-1), tri) + picture * materials.shape[1]
     columns = [surfaces.normals, surfaces.canon]
     if surfaces.attrs is not None:
         columns.append(surfaces.attrs)
-    corners = surfaces.faces + torch.arange(n, device=pixel.device)[:, None, None] * v
-    corners = corners.reshape(-1, 3)[tri]
+    corners = pick(surfaces.faces.reshape(-1, 3), tri) + (picture * v)[:, None]
     value = F.embedding_bag(
         corners, torch.cat(columns, -1).reshape(n * v, -1), mode="sum",
-        per_sample_weights=gb.bary.reshape(-1, 3)[pixel],
+        per_sample_weights=pick(gb.bary.reshape(-1, 3), pixel),
     )  # fmt: skip
     view = -toward * torch.rsqrt((toward * toward).sum(0))
     normal = _facing(_unit(value[:, :3].T.contiguous()), view)
     focal = lighting.per_point(K[:, 0, 0].to(z), picture)
-    box = _canonical_box(surfaces, materials.shape[1])
+    box = _canonical_box(surfaces, materials)
     attrs = value[:, 6:] if surfaces.attrs is not None else None
     points = Points(row, value[:, 3:6], corners, surfaces.canon.reshape(-1, 3), box, attrs, z / focal)
     look = evaluate(materials, textures, points)
@@ -151,7 +151,7 @@ def _render(
     body[pixel] = row.int()
     body = body.reshape(n, height, width)
     normal = _facing(_relief(normal, look.height, toward, z / focal, pixel, body), view)
-    hollow = lighting.hollows(gb.depth, light.hollow).reshape(-1)[pixel]
+    hollow = lighting.hollows(gb.depth, light.hollow).reshape(-1).index_select(0, pixel)
     color = _shade(light, shadows, textures, look, normal, view, toward * z, hollow, picture)
     return _composed(image, color, pixel, picture, body, gb.depth), gb
 
@@ -170,7 +170,7 @@ def _at_pixels(x: Tensor, pixel: Tensor, picture: Tensor) -> Tensor:
     n, c = x.shape[:2]
     flat = x.flatten(2)
     if n == 1:
-        return flat[0][:, pixel]
+        return pick(flat[0], pixel, 1)
     inside = pixel - picture * flat.shape[2]
     return flat[picture[None], torch.arange(c, device=x.device)[:, None], inside[None]]
 
@@ -185,20 +185,19 @@ def _facing(normal: Tensor, view: Tensor) -> Tensor:
     return _unit(normal + (0.03 - (normal * view).sum(0)).clamp_min(0) * view)
 
 
-def _canonical_box(surfaces: Surfaces, m: int) -> Tensor:
-    """(B*M,2,3) canonical box of each material."""
-    n, t = surfaces.faces.shape[:2]
-    index = (surfaces.material + torch.arange(n, device=surfaces.faces.device)[:, None] * m).reshape(-1, 1)
+def _canonical_box(surfaces: Surfaces, materials: Materials) -> Tensor:
+    """(B*M,2,3) canonical box of each printed material; of others it is empty."""
+    n, m = materials.shape
+    printed = (materials.kind == PRINT).gather(1, surfaces.material)
     first, second, third = surfaces.faces.unbind(-1)
-    real = ((first != second) & (second != third)).reshape(-1, 1)  # not padding
-    ends = []
-    for op, none in (("amin", math.inf), ("amax", -math.inf)):
-        end = surfaces.canon.new_full((n * m, 3), none)
-        for corner in (first, second, third):
-            c = surfaces.canon.gather(1, corner[..., None].expand(-1, -1, 3)).reshape(-1, 3)
-            end = end.scatter_reduce(0, index.expand(-1, 3), torch.where(real, c, none), op)
-        ends.append(torch.where(torch.isfinite(end), end, 0.0))
-    return torch.stack(ends, 1)
+    at = torch.nonzero((printed & (first != second) & (second != third)).reshape(-1))[:, 0]  # not padding
+    picture = torch.div(at, surfaces.faces.shape[1], rounding_mode="floor")
+    corners = surfaces.faces.reshape(-1, 3)[at] + (picture * surfaces.canon.shape[1])[:, None]
+    c = surfaces.canon.reshape(-1, 3)[corners]
+    index = (surfaces.material.reshape(-1)[at] + picture * m)[:, None].expand(-1, 3)
+    low = c.new_full((n * m, 3), math.inf).scatter_reduce(0, index, c.amin(1), "amin")
+    high = c.new_full((n * m, 3), -math.inf).scatter_reduce(0, index, c.amax(1), "amax")
+    return torch.nan_to_num(torch.stack([low, high], 1), posinf=0.0, neginf=0.0)
 
 
 def _ground_shadow(light: Light, shadows: lighting.ShadowMap, depth: Tensor, ray: Tensor) -> Tensor:
@@ -234,7 +233,7 @@ def _relief(normal: Tensor, height: Tensor, ray: Tensor, unit: Tensor, pixel: Te
         pad = (1, 1) if dim == 2 else (0, 0, 1, 1)
         step = F.pad(step, pad)
         both = step[..., 1:] + step[..., :-1] if dim == 2 else step[:, 1:] + step[:, :-1]
-        slopes.append(0.5 * both.reshape(-1)[pixel] / unit)
+        slopes.append(0.5 * pick(both.reshape(-1), pixel) / unit)
     nx, ny, nz = normal
     facing = (normal * ray).sum(0).clamp_max(-0.15)
     a, b = nx / facing, ny / facing  # how much farther along the ray the surface is a pixel to the right, or down
@@ -298,7 +297,7 @@ def _composed(image: Tensor, color: Tensor, pixel: Tensor, picture: Tensor, body
     n, _, h, w = image.shape
     flat = image.flatten(2)
     if n == 1:
-        flat[0][:, pixel] = color
+        flat[0].index_copy_(1, pixel, color)
     else:
         flat[picture, :, pixel - picture * (h * w)] = color.T
     edge = torch.zeros_like(body, dtype=torch.bool)
@@ -315,7 +314,7 @@ def _composed(image: Tensor, color: Tensor, pixel: Tensor, picture: Tensor, body
     for dy, wy in ((-1, 0.25), (0, 0.5), (1, 0.25)):
         for dx, wx in ((-1, 0.25), (0, 0.5), (1, 0.25)):
             there = (y + dy).clamp(0, h - 1) * w + (x + dx).clamp(0, w - 1)
-            soft = soft + wy * wx * (flat[0][:, there].T if n == 1 else flat[k, :, there])
+            soft = soft + wy * wx * (pick(flat[0], there, 1).T if n == 1 else flat[k, :, there])
     if n == 1:
         flat[0][:, at] = soft.T
     else:

@@ -71,10 +71,11 @@ def _text(img: np.ndarray, rng: np.random.Generator, text: str, x: int, y: int, 
 
 def _gradient(rng: np.random.Generator, size: int, a, b) -> np.ndarray:
     angle = rng.uniform(0, 2 * np.pi)
-    g = np.linspace(-0.5, 0.5, size)
-    t = np.cos(angle) * g[None] + np.sin(angle) * g[:, None]
-    t = np.clip(t * rng.uniform(0.6, 3) + 0.5, 0, 1)[..., None]
-    return (np.asarray(a) * (1 - t) + np.asarray(b) * t).astype(np.uint8)
+    g = np.linspace(-0.5, 0.5, size, dtype=np.float32)
+    t = np.float32(np.cos(angle)) * g[None] + np.float32(np.sin(angle)) * g[:, None]
+    t = np.clip(t * np.float32(rng.uniform(0.6, 3)) + np.float32(0.5), 0, 1)[..., None]
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    return (a + (b - a) * t).astype(np.uint8)
 
 
 def _field(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
@@ -229,13 +230,19 @@ def _thing(img: np.ndarray, rng: np.random.Generator, panels: np.ndarray, x: flo
         to = (corner @ turn + [x, y]).astype(np.float32)
         panel = _any(rng, panels) if rng.random() < 0.7 else np.full((128, 128, 3), colour(rng), np.uint8)
         panel = (panel * np.linspace(rng.uniform(0.5, 1), 1, 128)[None, :, None]).astype(np.uint8)
+        pad = int(s * 0.25) + 2
+        low = np.maximum(np.floor(to.min(0)).astype(int) - pad, 0)
+        high = np.minimum(np.ceil(to.max(0)).astype(int) + pad, [img.shape[1], img.shape[0]])
+        if (high <= low).any():
+            return
+        to, view = (to - low).astype(np.float32), img[low[1] : high[1], low[0] : high[0]]
         m = cv2.getPerspectiveTransform(np.float32([[0, 0], [128, 0], [128, 128], [0, 128]]), to)
-        warped = cv2.warpPerspective(panel, m, img.shape[1::-1], flags=cv2.INTER_AREA)
-        mask = np.zeros(img.shape[:2], np.uint8)
+        warped = cv2.warpPerspective(panel, m, view.shape[1::-1], flags=cv2.INTER_AREA)
+        mask = np.zeros(view.shape[:2], np.uint8)
         cv2.fillConvexPoly(mask, to.astype(np.int32), 255, cv2.LINE_AA)
-        shadow = cv2.GaussianBlur(np.roll(mask, (int(s * 0.06), int(s * 0.06)), (0, 1)), (0, 0), max(1.0, s * 0.06))
-        img[:] = (img * (1 - rng.uniform(0.2, 0.7) * (shadow / 255.0)[..., None])).astype(np.uint8)
-        np.copyto(img, warped, where=(mask > 127)[..., None])
+        shadow = cv2.blur(np.roll(mask, (int(s * 0.06), int(s * 0.06)), (0, 1)), (2 * int(s * 0.06) + 1,) * 2)
+        view[:] = (view * (1 - rng.uniform(0.2, 0.7) / 255 * shadow[..., None])).astype(np.uint8)
+        np.copyto(view, warped, where=(mask > 127)[..., None])
     elif kind < 0.6:  # a can or bottle: a shaded upright bar
         w, h = max(3, int(s * rng.uniform(0.3, 0.6))), max(4, int(s * rng.uniform(0.6, 1.5)))
         u = np.linspace(-0.95, 0.95, w)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ...hand import joints as jt
 from ...hand.model import HandModel
+from .filters import pick
 
 ATTRIBUTES = ("palm", "red", "nail_across", "nail_along", "nail_up", "crease1", "crease2", "crease3", "finger")
 """Columns of `skin_attributes`. All zero means bare skin without any of them, as on a forearm. palm 0 back to 1 palm;
@@ -164,31 +165,44 @@ def evaluate(
         on_palm = torch.exp(-(d * (1 / 7e-4)).square()) + 0.6 * torch.exp(-((d - 2.5e-3) * (1 / 6e-4)).square())
         on_back = torch.exp(-(d * 200).square()) * (0.5 + 0.5 * torch.cos(d * (6.2832 / 1.7e-3)))
         crease = crease + on_palm * palm + on_back * (1 - palm) * (1.5 * gain)
-    crease = (crease + palm * _palm_lines(canon, wobble)) * extra[2]
+    at = torch.nonzero(palm > 0.1)[:, 0]
+    crease[at] += pick(palm, at) * _palm_lines(pick(canon, at, 1), pick(wobble, at))
+    crease = crease * extra[2]
     soft = (1 - footprint / 0.003).clamp(0.1, 1)
     density = density + 0.28 * crease * soft
     blush = blush + 0.1 * crease * palm * soft
     height = height - 2.5e-4 * crease * shown
     albedo = _absorbed(base, density, blush)
-    # Nails
-    a, b = attrs[2], attrs[3]
+    # Nails and rings cover little: only their points are touched.
+    at = torch.nonzero((attrs[4] > 0.02) & (attrs[3].abs() < 1.3))[:, 0]
+    polish = pick(colors, at)[:, 1].T
+    albedo[:, at], nail = _nails(
+        pick(albedo, at, 1), pick(base, at, 1), pick(attrs[2:5], at, 1), polish, pick(extra[1], at)
+    )
+    height[at] += 2.5e-4 * nail
+    rough[at] += (0.28 - rough[at]) * nail
+    f0[at] += 0.02 * nail
+    place = attrs[5] - 1 - extra[6] * 0.04
+    at = torch.nonzero((extra[5] > 0) & ((attrs[8] - extra[5]).abs() < 0.3) & (place.abs() < 4e-3))[:, 0]
+    band = torch.sigmoid((2.2e-3 - place[at].abs()) * 4e3)
+    albedo[:, at] += (_column(base, 0.7, 0.58, 0.38) - albedo[:, at]) * band
+    height[at] += 6e-4 * band
+    rough[at] += (0.28 - rough[at]) * band
+    f0[at] += 0.5 * band
+    return albedo.clamp(0.004, 0.95), height, rough, f0
+
+
+def _nails(albedo: Tensor, base: Tensor, attrs: Tensor, polish: Tensor, amount: Tensor) -> tuple[Tensor, Tensor]:
+    """Albedo (3,N) with nails, and how much each point is nail (N). attrs (3,N) nail_across, nail_along, nail_up."""
+    a, b, up = attrs
     r = (a.square().square() + b.square().square()).sqrt().sqrt()
-    nail = torch.sigmoid((1 - r) * 14) * torch.sigmoid((attrs[4] - 0.25) * 14)
+    nail = torch.sigmoid((1 - r) * 14) * torch.sigmoid((up - 0.25) * 14)
     plate = base * 0.75 + _column(base, 0.20, 0.11, 0.09) * (1 - 0.4 * base)
     white, moon = torch.sigmoid((b - 0.72) * 16), torch.sigmoid((-b - 0.62) * 12)
     plate = plate + (_column(base, 0.66, 0.58, 0.48) - plate) * (white * 0.7 + moon * 0.18)
-    plate = plate + (colors[:, 1].T - plate) * extra[1]
+    plate = plate + (polish - plate) * amount
     albedo = albedo + (plate - albedo) * nail
-    albedo = albedo * (1 - 0.25 * nail * torch.sigmoid((r - 0.82) * 14))
-    height = height + nail * 2.5e-4
-    # A ring
-    ring = ((attrs[8] - extra[5]).abs() < 0.3) & (extra[5] > 0) & (attrs[5] > 0.5)
-    place = (attrs[5] - 1) - extra[6] * 0.04
-    band = torch.sigmoid((2.2e-3 - place.abs()) * 4e3) * ring
-    albedo = albedo + (_column(base, 0.7, 0.58, 0.38) - albedo) * band
-    height = height + band * 6e-4
-    rough = rough + (0.28 - rough) * (nail + band).clamp(0, 1)
-    return albedo.clamp(0.004, 0.95), height, rough, f0 + 0.02 * nail + 0.5 * band
+    return albedo * (1 - 0.25 * nail * torch.sigmoid((r - 0.82) * 14)), nail
 
 
 def _absorbed(base: Tensor, density: Tensor, blush: Tensor) -> Tensor:

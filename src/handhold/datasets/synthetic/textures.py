@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from . import prints, skin
+from .filters import pick
 
 KINDS = ("skin", "plain", "print", "noise", "marble", "wood", "weave", "knit", "checker", "stripes", "metal")
 SKIN, PLAIN, PRINT, NOISE, MARBLE, WOOD, WEAVE, KNIT, CHECKER, STRIPES, METAL = range(len(KINDS))
 FAMILIES = ("skin", "object", "sleeve", "watch", "glove")
 LEVELS = 4  # sizes of a panel, each half of the one before
-_VOLUME = 48
+_VOLUME = 64  # a power of two
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +29,7 @@ class Textures:
     """What all pictures share on one device; see `make_textures`."""
 
     volume: Tensor  # (1,4,n+1,n+1,n+1) periodic fractal noise, unit deviation, four independent channels
-    table: Tensor  # (n^3,4) the same
+    table: Tensor  # (4,n^3) the same
     shake: Tensor  # (3,S) uniform numbers in [0,1)
     panels: Tensor  # (R,3) uint8 sRGB: all pixels of all panels, then of all at half the size and so on
     starts: Tensor  # (LEVELS,) int64 where each size begins
@@ -53,7 +54,7 @@ def make_textures(n_products: int = 64, size: int = 192, seed: int = 0, device: 
     levels = [v.permute(0, 2, 3, 1).reshape(-1, 3) for v in levels]
     starts = torch.tensor([0, *(len(v) for v in levels)]).cumsum(0)[:-1]
     volume = _noise_volume(g)
-    table = volume[0, :, :-1, :-1, :-1].permute(1, 2, 3, 0).reshape(-1, 4).contiguous()
+    table = volume[0, :, :-1, :-1, :-1].reshape(4, -1).contiguous()
     return Textures(volume, table, torch.rand(3, 1 << 16, generator=g), torch.cat(levels), starts, n_products, size)
 
 
@@ -71,7 +72,7 @@ def _noise_volume(g: torch.Generator) -> Tensor:
 
 
 def noise(textures: Textures, x: Tensor) -> Tensor:
-    """(4,N) fractal noise at points (3,N), which repeats with period 1; waves from 1/2 to 2/48 of it.
+    """(4,N) fractal noise at points (3,N), which repeats with period 1; waves from 1/2 to 2/64 of it.
 
     One table row per point: the points are first shaken by up to a cell, which on average is trilinear interpolation.
     """
@@ -79,8 +80,8 @@ def noise(textures: Textures, x: Tensor) -> Tensor:
     shake = textures.shake[:, :n]
     if shake.shape[1] < n:
         shake = textures.shake.repeat(1, -(-n // textures.shake.shape[1]))[:, :n]
-    i = ((x - x.floor()) * _VOLUME + shake).int() % _VOLUME
-    return textures.table[(i[0] * _VOLUME + i[1]) * _VOLUME + i[2]].T
+    i = (x * _VOLUME + shake).floor().int() & (_VOLUME - 1)
+    return pick(textures.table, (i[0] * _VOLUME + i[1]) * _VOLUME + i[2], 1)
 
 
 def smooth_noise(textures: Textures, x: Tensor) -> Tensor:
@@ -248,43 +249,44 @@ def evaluate(materials: Materials, textures: Textures, points: Points) -> Shaded
     flat = replace(materials, **{k.name: getattr(materials, k.name).flatten(0, 1) for k in fields(materials)})
     row = points.row
     n = len(row)
-    kind = flat.kind[row]
+    kind = pick(flat.kind, row)
     albedo = flat.colors.new_empty(3, n)
     height = albedo.new_zeros(n)
-    rough, f0 = flat.rough[row], flat.f0[row]
+    rough, f0 = pick(flat.rough, row), pick(flat.f0, row)
     for k in range(len(KINDS)):
         at = torch.nonzero(kind == k)[:, 0]
         if len(at) == 0:
             continue
-        r = row[at]
+        r = pick(row, at)
         if k == PRINT:
             albedo[:, at] = _printed(flat, textures, points, at, r)
             continue
-        c, span = points.canon[at].T.contiguous(), points.footprint[at]
-        offset = flat.offset[r].T
+        c, span = pick(points.canon, at).T.contiguous(), pick(points.footprint, at)
+        offset = pick(flat.offset, r).T
         if k == SKIN:
             a, h, g, f = skin.evaluate(
-                flat.colors[r], flat.extra[r].T.contiguous(), offset, rough[at], c,
-                None if points.attrs is None else points.attrs[at].T.contiguous(), span,
+                pick(flat.colors, r), pick(flat.extra, r).T.contiguous(), offset, rough[at], c,
+                None if points.attrs is None else pick(points.attrs, at).T.contiguous(), span,
                 lambda p: noise(textures, p),
             )  # fmt: skip
             albedo[:, at], height[at], rough[at], f0[at] = a, h, g, f
             continue
-        scale, amplitude = flat.scale[r], flat.bump[r]
+        scale, amplitude = pick(flat.scale, r), pick(flat.bump, r)
         p = c / scale + offset
         waves = (smooth_noise if k in (NOISE, MARBLE) else noise)(textures, p * 0.25)
         fine = (1 - span * 2.5 / scale).clamp(0, 1)  # finer than pixels: fades
         t, h = _pattern(k, p, waves, fine)
-        first = flat.colors[r, 0].T
-        tone = first if t is None else first + (flat.colors[r, 1].T - first) * t
+        first, second = pick(flat.colors, r)[:, :2].unbind(1)
+        first = first.T
+        tone = first if t is None else first + (second.T - first) * t
         albedo[:, at] = (tone * (1 + 0.05 * waves[1])).clamp(0.002, 0.98)
         if k in (WEAVE, KNIT, STRIPES, CHECKER):  # folds, long along the sleeve
-            folds = smooth_noise(textures, c * c.new_tensor([[5.0], [9.0], [9.0]]) + offset)
-            height[at] = amplitude * h * fine + folds[0] * torch.where(f0[at] < 0.025, 2.5e-3, 0.0)
+            folds = smooth_noise(textures, c * c.new_tensor([[2.2], [4.0], [4.0]]) + offset)
+            height[at] = amplitude * h * fine + folds[0] * torch.where(f0[at] < 0.025, 2.2e-3, 0.0)
         else:
             height[at] = amplitude * h * (1 - span / (2 * scale)).clamp(0, 1)
             rough[at] = (rough[at] + 0.05 * waves[2]).clamp(0.08, 1)
-    return Shaded(albedo, height, rough, f0, flat.metal[row], (kind == SKIN).to(albedo))
+    return Shaded(albedo, height, rough, f0, pick(flat.metal, row), (kind == SKIN).to(albedo))
 
 
 def _pattern(kind: int, p: Tensor, waves: Tensor, fine: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -315,40 +317,40 @@ def _pattern(kind: int, p: Tensor, waves: Tensor, fine: Tensor) -> tuple[Tensor 
 
 def _printed(flat: Materials, textures: Textures, points: Points, at: Tensor, r: Tensor) -> Tensor:
     """(3,n) colours of drawn panels, bilinear, from the level whose texels are about as large as pixels."""
-    c, box = points.canon[at], points.box[r]
-    k = points.canon_of[points.corners[at]]
+    c, box = pick(points.canon, at), pick(points.box, r)
+    k = pick(points.canon_of, pick(points.corners, at).reshape(-1)).reshape(-1, 3, 3)
     axis = torch.linalg.cross(k[:, 1] - k[:, 0], k[:, 2] - k[:, 0]).abs().argmax(1)
-    mapping = flat.mapping[r]
+    mapping, offset = pick(flat.mapping, r), pick(flat.offset, r)
     size = (box[:, 1] - box[:, 0]).clamp_min(1e-4)
     rel = (c - box[:, 0]) / size
     wrapped = (mapping < 3) & (axis != mapping)
     about = torch.where(mapping < 3, mapping, axis)
     a, b = (about + 1) % 3, (about + 2) % 3
 
-    def pick(x: Tensor, i: Tensor) -> Tensor:
+    def along(x: Tensor, i: Tensor) -> Tensor:
         return x.gather(1, i[:, None])[:, 0]
 
-    ra, rb = pick(rel, a), pick(rel, b)
-    angle = torch.atan2((rb - 0.5) * pick(size, b), (ra - 0.5) * pick(size, a)) / (2 * math.pi)
+    ra, rb = along(rel, a), along(rel, b)
+    angle = torch.atan2((rb - 0.5) * along(size, b), (ra - 0.5) * along(size, a)) / (2 * math.pi)
     tiled = mapping == 4
-    period = flat.scale[r].clamp_min(0.03)
-    u = torch.where(wrapped, angle * 2 + flat.offset[r, 0], torch.where(tiled, pick(c, a) / period, ra))
-    v = torch.where(wrapped, 1 - pick(rel, about), torch.where(tiled, pick(c, b) / period, rb))
-    flip = flat.offset[r, 1] > 0.5
+    period = pick(flat.scale, r).clamp_min(0.03)
+    u = torch.where(wrapped, angle * 2 + offset[:, 0], torch.where(tiled, along(c, a) / period, ra))
+    v = torch.where(wrapped, 1 - along(rel, about), torch.where(tiled, along(c, b) / period, rb))
+    flip = offset[:, 1] > 0.5
     u, v = torch.where(flip & ~wrapped, 1 - v, u), torch.where(flip & ~wrapped, u, v)
     u, v = u - u.floor(), v.clamp(0, 1) * (~tiled) + (v - v.floor()) * tiled
-    span = torch.where(tiled, period, torch.where(wrapped, pick(size, about), pick(size, a)))
-    texels = (textures.size * points.footprint[at] / span).clamp_min(1e-6)  # of the finest level, per pixel
+    span = torch.where(tiled, period, torch.where(wrapped, along(size, about), along(size, a)))
+    texels = (textures.size * pick(points.footprint, at) / span).clamp_min(1e-6)  # of the finest level, per pixel
     level = (texels.log2() + 0.3).round().clamp(0, LEVELS - 1).long()
     first, s = textures.starts[level], textures.size >> level
-    panel = flat.tex[r] % textures.n_products * prints.PANELS + torch.where(wrapped, 0, axis)
+    panel = pick(flat.tex, r) % textures.n_products * prints.PANELS + torch.where(wrapped, 0, axis)
     x, y = (u * s - 0.5).clamp_min(0).minimum(s - 1.001), (v * s - 0.5).clamp_min(0).minimum(s - 1.001)
     x0, y0 = x.long(), y.long()
     fx, fy = x - x0, y - y0
     i = first + (panel * s + y0) * s + x0
     data, out = textures.panels, 0.0
     for step, w in ((0, (1 - fx) * (1 - fy)), (1, fx * (1 - fy)), (s, (1 - fx) * fy), (s + 1, fx * fy)):
-        out = out + data[i + step].float() * w[:, None]
+        out = out + pick(data, i + step).float() * w[:, None]
     out = linear_from_srgb(out.T / 255)
-    mix = flat.mix[r]
+    mix = pick(flat.mix, r)
     return torch.stack([(out * mix[:, :, j].T).sum(0) for j in range(3)]).clamp(0.003, 0.95)
