@@ -19,11 +19,11 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..datasets.synthetic.sample import HandTruth, SynthBatch
 from ..hand.model import HandModel
+from .crop_sampling import apply, inverse, planes, sample_crops
 
 IMAGE_SIZE = (224, 224)
 MARGIN = 1.6  # side of a crop over that of the box around the 21 joints
@@ -90,7 +90,7 @@ class HandCrops:
         # the wrist is fixed under the root's rotation: transl = wrist - rest wrist, which mirrors too
         rest = truth.joints[:, 0].float() - truth.transl.float()
         transl = joints[:, 0] - (m @ rest[..., None])[..., 0]
-        points = _apply(self.crop_from_image, truth.points.float())
+        points = apply(self.crop_from_image, truth.points.float())
         made = CropTruth(
             rotations, truth.betas.float(), transl, joints, truth.vertices.float() @ c.mT, points, truth.visible,
             truth.hidden, truth.inside, torch.ones_like(transl[:, 0]) if weight is None else weight,
@@ -205,53 +205,7 @@ def crop_cameras(
     crop = torch.zeros_like(K)
     crop[:, 0, 0] = crop[:, 1, 1] = f
     crop[:, :2, 2], crop[:, 2, 2] = middle, 1
-    return crop, turned, crop @ turned @ torch.linalg.inv(K)
-
-
-def sample_crops(pictures: Tensor, picture: Tensor, crop_from_image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crops (N,3,h,w) of pictures (B,3,H,W), zero outside; antialiased.
-
-    picture (N,) int64 row of each crop; crop_from_image (N,3,3). Where a crop is smaller than what it shows, it is read
-    from a halved picture (area mean, as often as it takes to be at most twice too fine) at four places per pixel.
-    """
-    h, w = size
-    height, width = pictures.shape[-2:]
-    dtype = pictures.dtype
-    image_from_crop = torch.linalg.inv(crop_from_image.double()).float()
-    # image pixels per crop pixel at the centre
-    at = image_from_crop @ image_from_crop.new_tensor([w / 2, h / 2, 1.0])
-    jacobian = (image_from_crop[:, :2, :2] - at[:, :2, None] / at[:, 2:, None] * image_from_crop[:, 2:, :2]) / at[
-        :, 2:, None
-    ]
-    step = torch.linalg.det(jacobian).abs().sqrt()
-    most = max(0, math.floor(math.log2(max(1.0, max(height / h, width / w)))))
-    level = step.clamp_min(1e-6).log2().floor().clamp(0, most)
-    sub = torch.tensor([0.25, 0.75], device=pictures.device)
-    ys = (torch.arange(h, device=pictures.device)[:, None] + sub).flatten()
-    xs = (torch.arange(w, device=pictures.device)[:, None] + sub).flatten()
-    y, x = torch.meshgrid(ys, xs, indexing="ij")
-    pixels = torch.stack([x, y, torch.ones_like(x)], -1).reshape(-1, 3)
-    where = pixels @ image_from_crop.mT  # (N,4hw,3)
-    where = where[..., :2] / where[..., 2:].clamp_min(1e-6)
-    span = where.new_tensor([width, height])
-    grid = (2 * where / span - 1).unflatten(1, (2 * h, 2 * w))
-    out = pictures.new_zeros(len(picture), 3, h, w)
-    for k in range(most + 1):
-        rows = slice(None) if most == 0 else (level == k).nonzero()[:, 0]
-        if most and len(rows) == 0:
-            continue
-        source = pictures
-        if k:
-            n = 2**k  # the odd rest at the far edges is padded, so that coordinates stay shares of the padded size
-            padded = F.pad(pictures, (0, -width % n, 0, -height % n), mode="replicate")
-            source = F.avg_pool2d(padded.float(), n).to(dtype)
-            factor = where.new_tensor([width / padded.shape[-1], height / padded.shape[-2]])
-            here = (grid[rows] + 1) * factor - 1
-        else:
-            here = grid[rows]
-        read = F.grid_sample(source[picture[rows]], here.to(dtype), padding_mode="zeros", align_corners=False)
-        out[rows] = F.avg_pool2d(read, 2)
-    return out
+    return crop, turned, crop @ turned @ inverse(K)
 
 
 def crop_hands(
@@ -268,17 +222,13 @@ def crop_hands(
 ) -> HandCrops:
     """Crops of given boxes, for inference.
 
-    image: one (H,W,3) uint8 picture, or a batch (B,3,H,W) of floats in [0,1]; K (3,3) or (B,3,3); boxes (N,4) pixels,
+    image: one (H,W,3) picture, or a batch (B,3,H,W), uint8 or floats in [0,1]; K (3,3) or (B,3,3); boxes (N,4) pixels,
     tight around the 21 joints; flipped (N,) true for left hands; picture (N,) rows of the batch (default: all 0). The
     others as in `crop_cameras`.
     """
     if not isinstance(image, Tensor):
         image = torch.from_numpy(np.ascontiguousarray(image))
-    if image.ndim == 3:
-        image = image.permute(2, 0, 1)[None]
     image = image.to(device) if device is not None else image
-    if image.dtype == torch.uint8:
-        image = image.float() / 255
     device = image.device
     K = torch.as_tensor(np.asarray(K) if not isinstance(K, Tensor) else K, dtype=torch.float32, device=device)
     boxes = torch.as_tensor(boxes, dtype=torch.float32, device=device).reshape(-1, 4)
@@ -287,7 +237,10 @@ def crop_hands(
     image_K = K.expand(len(boxes), 3, 3) if K.ndim == 2 else K[picture]
     angles = None if angles is None else torch.as_tensor(angles, dtype=torch.float32, device=device)
     crop, turned, homography = crop_cameras(image_K, boxes, flipped, angles, size, margin, affine)
-    pixels = sample_crops(image, picture, homography, size)
+    pictures, read_from = planes(image, homography, size) if image.ndim == 3 else (image, homography)
+    if pictures.dtype == torch.uint8:
+        pictures = pictures.float() / 255
+    pixels = sample_crops(pictures, picture, read_from, size)
     return HandCrops(pixels, crop, turned, homography, image_K, flipped, picture)
 
 
@@ -358,15 +311,16 @@ def upright_angles(points: Tensor) -> Tensor:
     return -math.pi / 2 - torch.atan2(d[:, 1], d[:, 0])
 
 
-def _apply(homography: Tensor, points: Tensor) -> Tensor:
-    """Homographies (N,3,3) on points (N,P,2)."""
-    out = points @ homography[:, :, :2].mT + homography[:, None, :, 2]
-    return out[..., :2] / out[..., 2:]
-
-
 def project(points: Tensor, K: Tensor) -> Tensor:
     """Camera points (N,P,3) -> pixels (N,P,2) by K (N,3,3); depths below 1 cm count as 1 cm."""
-    return points[..., :2] / points[..., 2:].clamp_min(0.01) * K[:, None, [0, 1], [0, 1]] + K[:, None, :2, 2]
+    return (
+        points[..., :2] / points[..., 2:].clamp_min(0.01) * K.diagonal(dim1=1, dim2=2)[:, None, :2] + K[:, None, :2, 2]
+    )
+
+
+def extent(like: Tensor, size: tuple[int, int]) -> Tensor:
+    """(2,) width and height of a picture of `size` (height, width), made without a copy from the host."""
+    return torch.cat([like.new_full((1,), size[1]), like.new_full((1,), size[0])])
 
 
 def camera_translation(
@@ -418,10 +372,10 @@ def to_camera(
     right model, give the parameters.
     """
     c, m = crops.crop_from_camera, mirrors(crops.flipped)
-    back = torch.linalg.inv(crops.crop_from_image.double()).float()
-    seen = _apply(back, points)
+    back = inverse(crops.crop_from_image)
+    seen = apply(back, points)
     # sigma: crop pixels per image pixel at each point
-    nearby = _apply(back, points + points.new_tensor([1.0, 0.0]))
+    nearby = apply(back, points + points.new_tensor([1.0, 0.0]))
     sigma_image = sigma * (nearby - seen).norm(dim=-1)
     weights = 1 / sigma.square().clamp_min(1e-6)
     j, v = joints @ c, vertices @ c  # row vectors: x c = c^T x

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..geometry import rigid
 from ..hand.joints import OPENPOSE_FROM_MANO
 from ..hand.model import HandModel
-from .crops import project
+from .crops import extent, project
 from .parametric import CrossBlock, HandNetwork, HandOutput, Points, Refinement, place
 from .vit import ViTConfig
 
@@ -94,6 +94,7 @@ class DirectHand(HandNetwork):
         template = (template - template.mean(0)) / template.std()
         self.register_buffer("template", template.to(here))
         self.register_buffer("coarse", maps.coarse.to(here))
+        self.register_buffer("order", torch.tensor(OPENPOSE_FROM_MANO, device=here), persistent=False)
         self.upsample = LocalMap(maps.up_near.to(here), maps.up_weights.to(here), c.n_coarse, c.rank)
         self.regress = LocalMap(maps.joint_near.to(here), maps.joint_weights.to(here), c.n_vertices)
         self.embed = nn.Linear(3, c.dim)
@@ -125,7 +126,7 @@ class DirectHand(HandNetwork):
         if self.training and self.config.mask:
             share = torch.rand(len(x), 1, device=x.device) * self.config.mask
             hide = torch.rand(x.shape[:2], device=x.device) < share
-            hide[:, 0] = False
+            hide = hide & (torch.arange(x.shape[1], device=x.device) > 0)
             x = torch.where(hide[..., None], (self.query + self.masked).to(x.dtype), x)
         if self.fov is not None:
             x = x + self.fov((size[1] / 2 / K[:, 0, 0]).log()[:, None, None])
@@ -139,7 +140,7 @@ class DirectHand(HandNetwork):
         seen = self.points(read[:, 1:22], grid)
         out, all_points = self.output(xyz, camera, seen, K, size)
         for i, refinement in enumerate(self.refinements):
-            at = (all_points / all_points.new_tensor([size[1], size[0]])).detach()
+            at = (all_points / extent(all_points, size)).detach()
             gap = F.pad((at[:, :21] - seen[0]).detach(), (0, 0, 0, self.config.n_coarse))
             at = torch.cat([seen[0].detach(), at[:, 21:]], 1)
             known = torch.cat([2 * at.clamp(-1, 2) - 1, 10 * gap.clamp(-1, 1), 10 * xyz[..., 2:].detach()], -1)
@@ -165,7 +166,7 @@ class DirectHand(HandNetwork):
             vertices = self.upsample(xyz[:, 21:])
             joints = self.joints(vertices)
             t = place(camera, joints, K, size, "perspective", 0.0)[:, None]
-            points = seen[0] * xyz.new_tensor([size[1], size[0]])
+            points = seen[0] * extent(xyz, size)
             out = HandOutput(
                 None, None, None, joints + t, vertices + t, project(joints + t, K), points, seen[1], camera,
                 token_joints=xyz[:, :21] + t,
@@ -175,7 +176,7 @@ class DirectHand(HandNetwork):
     def joints(self, vertices: Tensor) -> Tensor:
         """J = J_reg M and the tips' vertices: (N,V,3) -> (N,21,3), OpenPose order."""
         both = torch.cat([self.regress(vertices), vertices[:, self.hand.tip_ids]], 1)
-        return both[:, list(OPENPOSE_FROM_MANO)]
+        return both.index_select(1, self.order)
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,7 @@ from ..geometry import rigid
 from ..hand.joints import MANO_NAMES, OPENPOSE_NAMES
 from ..hand.model import HandModel
 from . import vit
-from .crops import HandCrops, HandPrediction, project, to_camera
+from .crops import HandCrops, HandPrediction, extent, project, to_camera
 from .vit import ViT, ViTConfig
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, sRGB in [0,1]
@@ -283,7 +283,7 @@ class ParametricHand(HandNetwork):
         out = self.output(state, seen, K, size)
         for i in range(c.refine):
             places = out.points if c.points else out.projected
-            scale = places.new_tensor([size[1], size[0]])
+            scale = extent(places, size)
             at, gap = places.detach() / scale, (out.projected - places).detach() / scale
             depth = (out.joints[..., 2:] - out.joints[:, :1, 2:]).detach() * 10
             known = torch.cat([2 * at - 1, 10 * gap.clamp(-1, 1), depth], -1)
@@ -312,7 +312,7 @@ class ParametricHand(HandNetwork):
             if seen is None:
                 points, log_sigma = projected, torch.full_like(projected[..., 0], math.log(0.04))
             else:
-                points, log_sigma = seen[0] * projected.new_tensor([size[1], size[0]]), seen[1]
+                points, log_sigma = seen[0] * extent(projected, size), seen[1]
         return HandOutput(rotations, betas, t, joints, vertices, projected, points, log_sigma, camera)
 
 
