@@ -116,6 +116,10 @@ def segment(
     x, y = (np.concatenate(k) for k in zip(*drawn, strict=True))
     notes = list(sequence.notes)
     if (y == HAND).sum() < 200 or (y == OBJECT).sum() < 200:
+        if network is not None:
+            notes.append("masks: the segmenter found no hand that holds something; landmarks and motion had to do")
+            without = sequence.with_evidence(notes=tuple(notes))
+            return segment(without, lambda part, what: say(0.2 + 0.8 * part, what), seed)
         notes.append("masks: too little of the hand or object was found to learn their colours")
     with one_thread():
         model = train(x, y, rng, features.n_background)
