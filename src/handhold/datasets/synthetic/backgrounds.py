@@ -96,11 +96,11 @@ def _grades(u, user: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     light (n,2) and defocus (n) in levels. user (n): pictures whose channels stay in place."""
     n = len(user)
     order = u(0, 1, 3).argsort(1)
-    order = torch.where((u(0, 1, 1) < 0.5) | user[:, None], torch.arange(3), order)
+    order = torch.where((u(0, 1, 1) < 0.85) | user[:, None], torch.arange(3), order)
     mix = F.one_hot(order, 3).float()
     keep = (u(0.2, 1.0, 1, 1) ** 1.5).where(~user[:, None, None], u(0.7, 1.0, 1, 1))
     grey = torch.tensor([0.3, 0.5, 0.2]).expand(n, 3, 3)
-    mix = (mix * keep + grey @ mix * (1 - keep)) * u(0.4, 1.5, 1, 1) * (1 + 0.08 * u(-1, 1, 3, 1))
+    mix = (mix * keep + grey @ mix * (1 - keep)) * u(0.4, 1.5, 1, 1) * (1 + 0.06 * u(-1, 1, 3, 1))
     return mix, u(-0.5, 0.5, 2), torch.where(u() < 0.5, 0.6 * u(), 2.0 * u())
 
 

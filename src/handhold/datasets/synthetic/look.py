@@ -27,7 +27,7 @@ from .filters import pick
 from .gbuffer import GBuffer, batch_faces, rasterize_batch
 from .light import Light, sample_lights
 from .skin import ATTRIBUTES, skin_attributes
-from .textures import PRINT, Materials, Points, Textures, evaluate, make_textures, noise, sample_materials
+from .textures import PRINT, Materials, Points, Textures, evaluate, make_textures, sample_materials, smooth_noise
 
 __all__ = [
     "ATTRIBUTES", "Light", "Materials", "Surfaces", "Textures", "make_textures", "render", "sample_lights",
@@ -279,8 +279,10 @@ def _shade(light, shadows, textures, look, normal, view, at, ao, picture) -> Ten
         spec = spec + fresnel * color * shape.clamp_max(8.0 - 5.0 * under)
     mirror = 2 * nv * normal - view
     gloss = (1 - look.rough).clamp(0, 1).square()
-    room = noise(textures, mirror * 0.35 + of(light.direction[:, 0], picture))[0]  # things that are mirrored
-    around = lighting.ambient(light.harmonics, mirror, picture) * (torch.exp(1.8 * gloss * room) * ao)
+    around = lighting.ambient(light.harmonics, mirror, picture) * ao
+    at = torch.nonzero(gloss > 0.2)[:, 0]  # what is mirrored: bright and dark things of the room
+    room = smooth_noise(textures, 0.3 * pick(mirror, at, 1) + of(light.direction[:, 0], pick(picture, at)))[0]
+    around[:, at] *= torch.exp(1.8 * pick(gloss, at) * room)
     edge = f0 + ((0.8 * gloss).maximum(f0) - f0) * (1 - nv).square().square() * (1 - nv)
     return look.albedo * diffuse * (1 - look.metal) + spec + around * edge
 

@@ -193,6 +193,8 @@ def _surface(rng: np.random.Generator, size: int, panels: np.ndarray) -> np.ndar
     """A texture that fills a wall, table or floor."""
     kind = rng.random()
     a, b = colour(rng, 0.2), colour(rng, 0.2)
+    if rng.random() < 0.2:  # white walls and tables are common
+        a = tuple(int(x) for x in np.clip(rng.uniform(190, 250) + rng.normal(0, 5, 3), 0, 255))
     if kind < 0.35:
         return _gradient(rng, size, a, np.clip(np.array(a) * rng.uniform(0.6, 1.3), 0, 255))
     if kind < 0.55:

@@ -52,9 +52,10 @@ def sample_sensors(n: int, generator: torch.Generator, strength: float = 1.0, ke
     motion = sometimes(0.3, u(1.0, kernel_size * 0.9), 0.0)
     defocus = sometimes(0.4, u(0.3, 1.6) ** 1.5, 0.0)
     noisy = u() ** 4 * strength
+    warm = 0.1 * torch.randn(n, 1, generator=g) * torch.tensor([1.0, 0.0, -1.0])
     return Sensor(
-        exposure=0.19 * torch.exp(strength * u(-0.7, 0.6)),
-        gains=torch.exp(strength * 0.07 * torch.randn(n, 3, generator=g)),
+        exposure=0.21 * torch.exp(strength * u(-0.6, 0.55)),
+        gains=torch.exp(strength * (warm + 0.025 * torch.randn(n, 3, generator=g))),
         kernel=_kernels(motion, 2 * math.pi * u(), defocus, kernel_size),
         blurred=(motion > 0) | (defocus > 0),
         vignette=sometimes(0.4, u(0.1, 0.6)),
@@ -185,14 +186,20 @@ _CHROMA = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66, 99, 99
 
 
 @lru_cache(maxsize=8)
-def _jpeg_tables(device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _jpeg_tables(device: str) -> tuple[Tensor, ...]:
     k, x = torch.arange(8.0)[:, None], torch.arange(8.0)[None]
     dct = torch.cos((2 * x + 1) * k * math.pi / 16) * 0.5
     dct[0] *= 2**-0.5
     chroma = torch.full((8, 8), 99.0)
     chroma[:4, :4] = torch.tensor(_CHROMA, dtype=torch.float32)
     ycc = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
-    tables = torch.kron(dct, dct), torch.tensor(_LUMA, dtype=torch.float32).reshape(64), chroma.reshape(64), ycc
+    tables = (
+        torch.kron(dct, dct),
+        torch.tensor(_LUMA, dtype=torch.float32).reshape(64),
+        chroma.reshape(64),
+        ycc,
+        torch.linalg.inv(ycc),
+    )
     return tuple(t.to(device) for t in tables)
 
 
@@ -200,13 +207,13 @@ def jpeg(x: Tensor, quality: Tensor) -> Tensor:
     """What JPEG of quality (B) in 1 to 100 leaves of sRGB pictures (B,3,H,W) in [0,1]: 8x8 cosine transform, the
     tables of annex K of ITU-T T.81 scaled as libjpeg does, colour at half resolution. No entropy coding is needed."""
     h, w = x.shape[-2:]
-    dct, luma, chroma, ycc = _jpeg_tables(str(x.device))
+    dct, luma, chroma, ycc, rgb = _jpeg_tables(str(x.device))
     x = F.pad(x, (0, -w % 16, 0, -h % 16), mode="replicate")
     y = torch.einsum("ij,njhw->nihw", ycc, x * 255)
     scale = torch.where(quality < 50, 5000 / quality.clamp_min(1), 200 - 2 * quality) / 100
     first = _quantise(y[:, :1] - 128, dct, luma, scale)
     rest = F.interpolate(_quantise(halved(y[:, 1:]), dct, chroma, scale), scale_factor=2, mode="nearest")
-    back = torch.einsum("ij,njhw->nihw", torch.linalg.inv(ycc), torch.cat([first + 128, rest], 1))
+    back = torch.einsum("ij,njhw->nihw", rgb, torch.cat([first + 128, rest], 1))
     return (back / 255).clamp(0, 1)[..., :h, :w]
 
 

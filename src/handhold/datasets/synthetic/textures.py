@@ -187,6 +187,7 @@ def sample_materials(
     steel = torch.where(torch.rand(n, 1, generator=g) < 0.8, grey, tinted).clamp(0, 1)
     colors[:, 0] = torch.where(metal[:, None] > 0, steel, colors[:, 0])
     rough = torch.where(metal > 0, uniform(0.15, 0.55), rough)
+    bump = torch.where(metal > 0, 0.2 * bump, bump)
     tex = torch.randint(n_products, (n,), generator=g)
     mapping = torch.tensor([0, 1, 2, 3, 3, 3, 3, 4])[torch.randint(8, (n,), generator=g)]
     order = torch.rand(n, 3, generator=g).argsort(1)
