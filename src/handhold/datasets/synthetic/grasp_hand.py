@@ -57,6 +57,7 @@ class GraspHand:
     shut: Tensor  # (G,15,3)
     precise: Tensor  # (G,) bool: held between the thumb and other pads
     grips: Tensor  # (G,5) bool: fingers that take part
+    owner: Tensor  # (V,) MANO joint with the largest weight of each vertex
     rows: Tensor  # (5,3) joints of each finger, thumb first, as rows of angles (15,3)
 
 
@@ -95,6 +96,7 @@ def grasp_hand(hand: HandModel) -> GraspHand:
     out = {
         "links": torch.stack(links),
         "palm": torch.cat([inner, outer]),
+        "owner": owner,
         "ends": torch.tensor([p - 1 for p in jt.MANO_TIP_PARENTS]),
         "opened": torch.stack([angles_from(*_OPEN[g]) for g in GRASPS]),
         "shut": torch.stack([angles_from(*_SHUT[g]) for g in GRASPS]),

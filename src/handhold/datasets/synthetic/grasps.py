@@ -104,19 +104,39 @@ def sample_grasps(
 def _finish(hand: HandModel, field: _Field, fingers: _Fingers, share, rot, at, betas, kind) -> Grasps:
     """Closed hands looked at with all their points: out of the object with the palm, then finger by finger, then as a
     whole."""
-    of = fingers.of
-    at = _push_out(field, torch.cat([of.palm, palm_axes_points(of.joints)], 1), 12, rot, at, 1e-3, 3)
+    of, known = fingers.of, fingers.known
+    deep = palm_axes_points(of.joints)
+    at = _push_out(field, torch.cat([of.palm, deep], 1), 12, rot, at, 1e-3, 3)
     fingers, share = fingers.bending(share), torch.zeros_like(share)
-    share = _reopen(field, fingers, share, rot, at)
-    share, _ = _close(field, fingers, share, rot, at, [], [0.05, 0.025, 0.0125, 0.006], PER_LINK)
-    posed = hand.with_shape(betas).with_pose(rotations_from_angles(fingers.angles(share), fingers.frames))
-    joints = posed.mano_joints
-    inside = torch.cat([axes(joints, posed.skin(hand.tip_ids)).flatten(1, 2), palm_axes_points(joints)], 1)
-    at = _push_out(field, torch.cat([posed.vertices[:, ::3], inside], 1), 42, rot, at, DEPTH, 3)
-    d = field(torch.cat([posed.vertices, inside], 1), rot, at)
-    skin = d[:, : -inside.shape[1]]
-    deep = torch.maximum(-skin.amin(1), _depth_of(d[:, -inside.shape[1] :]).amax(1)).clamp_min(0)
-    return Grasps(posed.local_rotations, betas, rigid.rigid(rot, at), skin < TOUCH, deep, kind)
+    share = _reopen(field, fingers, share, rot, at, 3)
+    joints, links = fingers.pose(share, PER_LINK)
+    inside = torch.cat([axes(joints, links[:, known.ends, 1]).flatten(1, 2), deep], 1)
+    at = _push_out(field, torch.cat([links.flatten(1, 2), of.palm, inside], 1), 42, rot, at, 1e-3, 2)
+    share = _reopen(field, fingers, share, rot, at, 3)
+    share, _ = _close(field, fingers, share, rot, at, [], [0.04, 0.02, 0.01, 0.005], PER_LINK)
+    shaped = hand.with_shape(betas)
+    for last in (False, True):
+        posed = shaped.with_pose(rotations_from_angles(fingers.angles(share), fingers.frames))
+        joints = posed.mano_joints
+        inside = torch.cat([axes(joints, posed.skin(hand.tip_ids)).flatten(1, 2), palm_axes_points(joints)], 1)
+        if not last:
+            at = _push_out(field, torch.cat([posed.vertices[:, ::3], inside], 1), 42, rot, at, DEPTH, 2)
+        d = field(torch.cat([posed.vertices, inside], 1), rot, at)
+        skin = d[:, : -inside.shape[1]]
+        if not last:  # links whose skin, which bulges where they bend, is still too deep
+            low = torch.ones(len(d), 16, device=d.device, dtype=d.dtype)
+            low = low.scatter_reduce(1, known.owner.expand_as(skin), skin, "amin")[:, known.rows + 1]
+            step = ((-low - DEPTH) / 0.025).clamp(0, 0.25).flip(-1).cummax(-1).values.flip(-1)
+            share = share - step
+    deepest = torch.maximum(-skin.amin(1), _depth_of(d[:, -inside.shape[1] :]).amax(1)).clamp_min(0)
+    return Grasps(posed.local_rotations, betas, rigid.rigid(rot, at), skin < TOUCH, deepest, kind)
+
+
+def __call__(self, points: Tensor, rot: Tensor, at: Tensor) -> Tensor:
+    """points (B*C,P,3) in hand frames, rot (B*C,3,3), at (B*C,3) -> (B*C,P)"""
+    x = points @ rot.mT + at[:, None]
+    b = len(self.distances.base[0])
+    return self.distances(x.reshape(b, -1, 3)).reshape(x.shape[:2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,9 +231,9 @@ def _inwards(hit: Tensor) -> Tensor:
     return hit.flip(-1).to(torch.uint8).cummax(-1).values.flip(-1).bool()
 
 
-def _reopen(field: _Field, fingers: _Fingers, share, rot, at) -> Tensor:
+def _reopen(field: _Field, fingers: _Fingers, share, rot, at, times: int) -> Tensor:
     """Backs links out of the object, looking at all their points."""
-    for _ in range(5):
+    for _ in range(times):
         gap = fingers.gaps(field, *fingers.pose(share, PER_LINK), rot, at)
         step = (-gap.amin(-1, keepdim=True) / 0.03).clamp(0.05, 0.2)
         share = torch.where(_inwards(gap < -SLACK), share - step, share)
