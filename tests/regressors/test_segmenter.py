@@ -146,6 +146,18 @@ def test_augmenting_keeps_pictures_and_labels_together_and_repeats():
     assert blue > 0.3
 
 
+def test_autocast_changes_no_picture_and_trains():
+    image, labels = pictures(3)
+    whole = augment(image, labels, seeded(2)), corrupt_previous(labels, seeded(2), none=0.0)
+    model = untrained(SMALL).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = augment(image, labels, seeded(2)), corrupt_previous(labels, seeded(2), none=0.0)
+        loss = segmenter_loss(model(half[0][0], half[1]), half[0][1])[0]
+    assert all(torch.equal(a, b) for a, b in zip((*whole[0], whole[1]), (*half[0], half[1]), strict=True))
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.isfinite(loss) and model.head[1].weight.grad.isfinite().all()
+
+
 def test_previous_masks_are_spoilt_but_tell():
     labels = pictures(32)[1]
     p = corrupt_previous(labels, seeded())

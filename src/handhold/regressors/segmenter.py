@@ -188,7 +188,11 @@ def segmenter_loss(logits: Tensor, labels: Tensor, dice: float = 1.0, boundary: 
 
     logits (N,5,H,W); labels (N,H,W) integers, `IGNORE` where unknown. Returns the loss and detached parts.
     """
-    logits = logits.float()
+    with torch.autocast(logits.device.type, enabled=False):
+        return _loss(logits.float(), labels, dice, boundary)
+
+
+def _loss(logits: Tensor, labels: Tensor, dice: float, boundary: float) -> tuple[Tensor, dict]:
     known = labels != IGNORE
     y = torch.where(known, labels, 0).long()
     classes = torch.arange(logits.shape[1], device=y.device)[:, None, None]

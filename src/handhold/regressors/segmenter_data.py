@@ -5,6 +5,7 @@ the same pictures everywhere.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -14,6 +15,17 @@ from torch import Tensor
 from ..datasets.synthetic.sample import BACKGROUND, FOREARM, LABELS, LEFT, OBJECT, RIGHT
 
 _CLASSES = len(LABELS)
+
+
+def _exact(function):
+    """No gradients, and float32 also inside autocast: coordinates of pixels do not fit in bfloat16."""
+
+    @functools.wraps(function)
+    def wrapped(x: Tensor, *args, **kwargs):
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return function(x, *args, **kwargs)
+
+    return wrapped
 
 
 class _Draw:
@@ -35,7 +47,7 @@ class _Draw:
         return torch.randint(high, shape, generator=self.generator).to(self.device, non_blocking=True)
 
 
-@torch.no_grad()
+@_exact
 def augment(
     image: Tensor,
     labels: Tensor,
@@ -126,7 +138,7 @@ def _colors(x: Tensor, draw: _Draw) -> Tensor:
     return (x + noise * draw.uniform(n, 1, 1, 1, high=0.03)).clamp(0, 1)
 
 
-@torch.no_grad()
+@_exact
 def corrupt_previous(labels: Tensor, generator: torch.Generator, none: float = 0.5) -> Tensor:
     """Masks of a frame before, moved into this one, as `segment_clip` would have them when the network errs: from the
     true labels (N,H,W) of this frame to probabilities (N,5,H,W) float32, zeros where nothing is known.
