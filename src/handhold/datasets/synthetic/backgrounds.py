@@ -72,7 +72,7 @@ def _grid(theta: Tensor, height: int, width: int) -> Tensor:
     return theta[:, None, None, :, 0] * x[:, None] + down[:, :, None]
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=12)
 def _rooms(n: int, size: int, seed: int, device: str) -> Tensor:
     x = torch.from_numpy(prints.room_pictures(n, size, seed)).permute(0, 3, 1, 2).contiguous()
     return x.to(device)

@@ -41,7 +41,7 @@ class Textures:
         return Textures(*move, self.panels.to(device), self.starts.to(device), self.n_products, self.size)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=12)
 def make_textures(n_products: int = 64, size: int = 192, seed: int = 0, device: str = "cpu") -> Textures:
     """Noise and printed panels, drawn from a seed (a few seconds; kept for the next call)."""
     if str(device) != "cpu":
