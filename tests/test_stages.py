@@ -18,7 +18,8 @@ from handhold.errors import StageFailed, UnusableInput
 from handhold.progress import Progress
 from handhold.regressors.landmark_files import save_landmarks
 from handhold.runs import Run
-from handhold.scene import Landmarks, Scene
+from handhold.scene import HandEstimates, Landmarks, Scene, load_npz, save_npz
+from handhold.stages import prepare as prepare_stage
 from handhold.stages.evaluate import evaluate
 from handhold.stages.export import export
 from handhold.stages.prepare import load_prepared, prepare, save_prepared
@@ -80,6 +81,57 @@ def test_joints_and_masks_follow_the_frames_when_they_shrink(tmp_path, square_vi
     assert half.size == full.size and np.allclose(half.K, full.K)
     assert np.allclose(half.landmarks["right"].points, marks.points, equal_nan=True)
     assert all((half.masks[k] == full.masks[k]).all() for k in full.masks)
+
+
+def estimates(seed: int = 0) -> HandEstimates:
+    rng = np.random.default_rng(seed)
+    shapes = ((16, 3), (10,), (21, 3), (21, 2))
+    values = [rng.uniform(0.1, 0.9, (COUNT, *s)).astype(np.float32) for s in shapes]
+    for v in values:
+        v[5] = np.nan
+    return HandEstimates(*values, rng.uniform(0, 1, (COUNT, 21)).astype(np.float32))
+
+
+def test_estimates_are_read_back_and_the_first_version_has_none(tmp_path, square_video, evidence):
+    joints, masks = evidence
+    config = Config(prepare=PrepareConfig(joints=joints, masks=masks, hand_regressor="off", segmenter="off"))
+    run = prepared(tmp_path, square_video, config)
+    s, e = load_prepared(run), estimates()
+    assert s.regressed == {} and not any("trained" in n for n in s.notes)
+    save_prepared(run, s.with_evidence(regressed={"right": e}))
+    again = load_prepared(run).regressed["right"]
+    assert all(np.array_equal(getattr(again, k), v, equal_nan=True) for k, v in vars(e).items())
+    arrays = {k: v for k, v in load_npz(run.prepare_dir / "evidence.npz").items() if not k.startswith(("regr", "vers"))}
+    save_npz(run.prepare_dir / "evidence.npz", arrays)
+    assert load_prepared(run).regressed == {}
+
+
+def test_a_hand_that_landmarks_miss_is_found_by_the_segmenter(tmp_path, square_video, evidence, monkeypatch):
+    _, masks = evidence
+    asked = {}
+
+    def segment_clip(model, frames, progress):
+        p = np.zeros((COUNT, 5, HEIGHT // 2, WIDTH // 2), np.float16)
+        p[:, 0] = 0.5
+        p[2:, 1, 5:15, 5:15] = 1
+        return p
+
+    def regress_clip(model, frames, K, boxes, report):
+        asked.update(boxes)
+        return {"right": estimates()}
+
+    monkeypatch.setattr(prepare_stage, "_landmarks", lambda *a: {})
+    monkeypatch.setattr(prepare_stage, "_networks", lambda *a: (object(), object()))
+    monkeypatch.setattr("handhold.regressors.segment_clip.segment_clip", segment_clip)
+    monkeypatch.setattr("handhold.regressors.hands.regress_clip", regress_clip)
+    (masks / "right").rename(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").rename(masks / "left")  # the user's masks speak of another side
+    with pytest.raises(StopIteration):  # the masks of the hand that was found are then made, which is not tested here
+        monkeypatch.setattr(prepare_stage, "_masks", lambda s, *a: next(iter([])) if "right" in s.landmarks else s)
+        prepared(tmp_path, square_video, Config(prepare=PrepareConfig(masks=masks)))
+    assert set(asked) == {"right", "left"} and np.isnan(asked["right"][:2]).all()
+    assert np.allclose(asked["right"][2:], [10, 10, 30, 30])
+    assert np.allclose(asked["left"], [10, 10, 30, 30])
 
 
 def test_no_object_and_unusable_joints(tmp_path, square_video, evidence, capsys):

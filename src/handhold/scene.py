@@ -34,12 +34,13 @@ class Landmarks:
 class HandEstimates:
     """What a regressor makes of one side's hand, each frame alone; frames without an answer are NaN, confidence 0.
 
-    Pose and shape are in the convention of that side's open hand (`HandModel.open(side)`), camera frame.
+    Pose and shape are those of that side's open hand (`HandModel.open(side)`) in the camera's frame; NaN throughout
+    when the network gives the surface only.
     """
 
     pose: np.ndarray  # (F,16,3) float32 axis-angle, the first is the whole hand's
     betas: np.ndarray  # (F,10) float32
-    transl: np.ndarray  # (F,3) float32 metres; as far away as a hand of this shape must be
+    joints: np.ndarray  # (F,21,3) float32 camera frame, metres, OpenPose order; as far away as this hand must be
     points: np.ndarray  # (F,21,2) float32 pixels, OpenPose order
     confidence: np.ndarray  # (F,21) float32 in [0,1]: of each joint, 0 where not found
 

@@ -1,11 +1,15 @@
-"""prepare: video -> frames, intrinsics, hand landmarks and masks in `1_prepare/`."""
+"""prepare: video -> frames, intrinsics, hand landmarks, estimates and masks in `1_prepare/`.
+
+Landmarks tell where hands are; the segmenter finds them where landmarks do not, and what they hold; the regressor looks
+at each; and masks are made of all that.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import cv2
@@ -18,13 +22,14 @@ from ..errors import StageFailed, UnusableInput
 from ..geometry.cameras import read_K
 from ..progress import Progress
 from ..runs import Run
-from ..scene import SIDES, Landmarks, Sequence, load_npz, save_npz
+from ..scene import SIDES, HandEstimates, Landmarks, Sequence, load_npz, save_npz
 
 LONG = 300  # frames
+EVIDENCE = 2  # version of evidence.npz
 
 
 def prepare(run: Run, config: Config, report: Progress) -> None:
-    """Decode, find landmarks and masks (or take the user's own), and write `1_prepare/`.
+    """Decode, find landmarks, estimates and masks (or take the user's own), and write `1_prepare/`.
 
     Writes frames/%06d.png (named by index in the video), masks/{right,left,object,other}/%06d.png and evidence.npz; see
     `load_prepared`. Raises `UnusableInput`, `MissingAsset`, or `StageFailed` when there is no hand or no object.
@@ -38,8 +43,22 @@ def prepare(run: Run, config: Config, report: Progress) -> None:
     given = ({}, {})  # read before the slow work, so that a mistake is told at once
     if c.masks is not None:
         given = read_masks(c.masks, sequence.indices, sequence.size, full_size)
-    sequence = replace(sequence, landmarks=_landmarks(sequence, full_size, config, partial(_part, report, 0.1, 0.5)))
-    sequence = _masks(sequence, *given, config.seed, partial(_part, report, 0.5, 0.9))
+    segmenter, regressor = _networks(config, given[0], report)
+    sequence = replace(sequence, landmarks=_landmarks(sequence, full_size, config, partial(_part, report, 0.1, 0.35)))
+    probabilities = None
+    if segmenter is not None:
+        from ..regressors.segment_clip import segment_clip
+
+        probabilities = segment_clip(segmenter, sequence.frames, partial(_part, report, 0.35, 0.6))
+    sequence = _with_sides(sequence, given[0], probabilities)
+    if regressor is not None:
+        from ..regressors.hands import regress_clip
+
+        boxes = _boxes(sequence, given[0], probabilities)
+        estimates = regress_clip(regressor, sequence.frames, sequence.K, boxes, partial(_part, report, 0.6, 0.75))
+        sequence = replace(sequence, regressed=estimates)
+    sequence = _with_hands(sequence)
+    sequence = _masks(sequence, *given, probabilities, config.seed, partial(_part, report, 0.75, 0.9))
     if "object" not in sequence.masks or not sequence.masks["object"].any():
         raise StageFailed("No handled object was found in the video; give --masks with an `object` folder.")
     for note in sequence.notes:
@@ -56,6 +75,7 @@ def save_prepared(run: Run, sequence: Sequence, report=None) -> None:
             report((i + 1) / len(sequence), "writing frames")
     write_masks(folder / "masks", sequence.masks, sequence.indices)
     arrays = {
+        "version": np.int64(EVIDENCE),
         "indices": np.asarray(sequence.indices, np.int64),
         "fps": np.float64(sequence.fps),
         "K": np.asarray(sequence.K, np.float64),
@@ -69,6 +89,9 @@ def save_prepared(run: Run, sequence: Sequence, report=None) -> None:
             f"landmarks.{side}.points3d": np.asarray(marks.points3d, np.float32),
             f"landmarks.{side}.confidence": np.asarray(marks.confidence, np.float32),
         }
+    for side, seen in sequence.regressed.items():
+        for f in fields(HandEstimates):
+            arrays[f"regressed.{side}.{f.name}"] = np.asarray(getattr(seen, f.name), np.float32)
     for name in sequence.masks:
         given = sequence.mask_confidence.get(name, sequence.masks[name].any((1, 2)))
         arrays[f"mask_confidence.{name}"] = np.asarray(given, np.float32)
@@ -93,6 +116,11 @@ def load_prepared(run: Run) -> Sequence:
         for side in SIDES
         if f"landmarks.{side}.points" in z
     }
+    regressed = {
+        side: HandEstimates(**{f.name: z[f"regressed.{side}.{f.name}"] for f in fields(HandEstimates)})
+        for side in SIDES
+        if f"regressed.{side}.confidence" in z
+    }
     return Sequence(
         frames=np.stack(frames),
         indices=z["indices"],
@@ -101,6 +129,7 @@ def load_prepared(run: Run) -> Sequence:
         K_source=str(z["K_source"]),
         source=str(z["source"]),
         landmarks=landmarks,
+        regressed=regressed,
         masks=masks,
         mask_confidence={name: z[f"mask_confidence.{name}"] for name in masks},
         notes=tuple(str(n) for n in z["notes"]),
@@ -116,21 +145,83 @@ def _landmarks(sequence: Sequence, full_size: tuple[int, int], config: Config, r
         found = load_landmarks(config.prepare.joints, len(sequence))
         return {side: replace(marks, points=marks.points * scale) for side, marks in found.items()}
     from .. import assets
-    from ..regressors.landmarks import HandLandmarker, require_hands, track_landmarks
+    from ..regressors.landmarks import HandLandmarker, track_landmarks
 
     with _hushed():
         landmarker = HandLandmarker(assets.path("palm_detection"), assets.path("hand_landmark"))
-    found = track_landmarks(sequence.frames, landmarker, progress=lambda share: report(share, "hand landmarks"))
-    return require_hands(found, sequence.source)
+    return track_landmarks(sequence.frames, landmarker, progress=lambda share: report(share, "hand landmarks"))
 
 
-def _masks(sequence: Sequence, given, given_confidence, seed: int, report) -> Sequence:
+def _networks(config: Config, given: dict[str, np.ndarray], report):
+    """The segmenter and the regressor that the settings ask for, None where there is none; said when that is missing.
+
+    A segmenter is not needed when the user gives the object's mask and a hand's.
+    """
+    from ..regressors.hands import REGRESSOR, SEGMENTER, open_network
+
+    c = config.prepare
+    wanted = {"segmenter": (c.segmenter, SEGMENTER), "hand regressor": (c.hand_regressor, REGRESSOR)}
+    if "object" in given and any(s in given for s in SIDES):
+        del wanted["segmenter"]
+    found = {}
+    for what, (choice, name) in wanted.items():
+        found[what] = open_network(choice, name, config.device)
+        if found[what] is None and choice == "auto":
+            report.note(f"No trained {what} comes with this installation; the clip is read without one.")
+    return found.get("segmenter"), found["hand regressor"]
+
+
+def _hand_pixels(sequence: Sequence, given: dict[str, np.ndarray], probabilities) -> dict[str, np.ndarray]:
+    """(F,H,W) bool by side: the user's masks, or where the segmenter sees that hand."""
+    out = {s: given[s] for s in SIDES if s in given}
+    if probabilities is not None:
+        label = probabilities.argmax(1).astype(np.uint8)
+        if label.shape[1:] != sequence.frames.shape[1:3]:
+            label = np.stack([cv2.resize(m, sequence.size, interpolation=cv2.INTER_NEAREST) for m in label])
+        out |= {s: label == 1 + k for k, s in enumerate(SIDES) if s not in out}
+    return out
+
+
+def _with_sides(sequence: Sequence, given: dict[str, np.ndarray], probabilities) -> Sequence:
+    """Where landmarks found no hand at all, the sides that masks show in a tenth of the frames, without landmarks."""
+    if any((marks.confidence > 0).any() for marks in sequence.landmarks.values()):
+        return sequence
+    n, least = len(sequence), 0.002 * sequence.frames.shape[1] * sequence.frames.shape[2]
+    none = Landmarks(
+        np.full((n, 21, 2), np.nan, np.float32), np.full((n, 21, 3), np.nan, np.float32), np.zeros(n, np.float32)
+    )
+    pixels = _hand_pixels(sequence, given, probabilities)
+    shown = [s for s, m in pixels.items() if (m.reshape(n, -1).sum(1) > least).mean() > 0.1]
+    return replace(sequence, landmarks=dict.fromkeys(shown, none))
+
+
+def _boxes(sequence: Sequence, given: dict[str, np.ndarray], probabilities) -> dict[str, np.ndarray]:
+    """Where to look for each hand. A lone hand is wherever a hand is, whichever side the segmenter takes it for."""
+    from ..regressors.hands import hand_boxes
+
+    pixels, sides = _hand_pixels(sequence, given, probabilities), list(sequence.landmarks)
+    if len(sides) == 1 and pixels:
+        pixels = {sides[0]: pixels[sides[0]] if sides[0] in given else np.any(list(pixels.values()), axis=0)}
+    return {s: hand_boxes(sequence.landmarks[s], pixels.get(s), len(sequence)) for s in sides}
+
+
+def _with_hands(sequence: Sequence) -> Sequence:
+    """The sides that anything is known of. Raises `StageFailed` when there is none."""
+    from ..regressors.landmarks import require_hands
+
+    known = {s: m for s, m in sequence.landmarks.items() if s in sequence.regressed or (m.confidence > 0).any()}
+    if not any(s in sequence.regressed for s in known):
+        require_hands(known, sequence.source)
+    return replace(sequence, landmarks=known)
+
+
+def _masks(sequence: Sequence, given, given_confidence, probabilities, seed: int, report) -> Sequence:
     """Segment what was not given."""
     if {"object", *sequence.landmarks} <= set(given):
         return replace(sequence, masks=given, mask_confidence=given_confidence)
     from ..tracking.masks import segment
 
-    sequence = segment(sequence, report, seed=seed)
+    sequence = segment(sequence, report, seed=seed, probabilities=probabilities)
     return replace(
         sequence,
         masks=sequence.masks | given,

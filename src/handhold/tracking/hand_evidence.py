@@ -48,8 +48,7 @@ def evidence(
     angles, wa = torch.zeros(len(P), 15, 3, dtype=F64), torch.zeros(len(P), 15, dtype=F64)
     size = apparent_size(P, L, w, w3)
     if regressed is not None:
-        q, shape, local, v = estimated(model, regressed, rows)
-        angles, wa = torch.einsum("kca,nkc->nka", model.joint_frames, rigid.so3_log(local[:, 1:])), v[:, _TOLD_BY]
+        q, shape, v, angles, wa = estimated(model, regressed, rows)
         size = torch.where(w.amax(1) > 0, size, apparent_size(q, shape, v, v))
         offset = torch.cat([offset, torch.zeros_like(offset)])
         P, L, w, w3 = (torch.cat(x, 1) for x in ((P, q), (L, shape), (w, v), (w3, v)))
@@ -57,18 +56,19 @@ def evidence(
     return hs.Evidence(k, offset, R, t, P, w, size, L, w3, angles, wa).map(lambda x: x[None])
 
 
-def estimated(model: HandModel, regressed: HandEstimates, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Points (N,21,2), joints (N,21,3) about their mean in the camera's axes, rotations (N,16,3,3) and weights
-    (N,21)."""
-    P, pose, betas, conf = (
+def estimated(model: HandModel, regressed: HandEstimates, rows: np.ndarray) -> tuple[Tensor, ...]:
+    """Points (N,21,2), joints (N,21,3) about their mean in the camera's axes, their weights (N,21), angles of the
+    finger joints (N,15,3) and their weights (N,15)."""
+    P, pose, joints, conf = (
         torch.as_tensor(np.asarray(getattr(regressed, k), np.float64)[rows])
-        for k in ("points", "pose", "betas", "confidence")
+        for k in ("points", "pose", "joints", "confidence")
     )
-    there = torch.isfinite(pose).all(-1).all(-1) & torch.isfinite(betas).all(-1)
-    w = torch.nan_to_num(conf).clamp(0, 1) * torch.isfinite(P).all(-1) * there[:, None]
-    local = model.rotations(torch.where(there[:, None, None], pose, torch.zeros_like(pose)))
-    joints = model.with_shape(torch.nan_to_num(betas)).joints(local)
-    return torch.nan_to_num(P), joints - joints.mean(1, keepdim=True), local, w
+    w = torch.nan_to_num(conf).clamp(0, 1) * torch.isfinite(P).all(-1) * torch.isfinite(joints).all(-1)
+    posed = torch.isfinite(pose).all(-1).all(-1)
+    theta = model.rotations(torch.where(posed[:, None, None], pose, torch.zeros_like(pose)))
+    angles = torch.einsum("kca,nkc->nka", model.joint_frames, rigid.so3_log(theta[:, 1:]))
+    joints = torch.nan_to_num(joints - joints.mean(1, keepdim=True))
+    return torch.nan_to_num(P), joints, w, angles, w[:, _TOLD_BY] * posed[:, None]
 
 
 def found(landmarks: Landmarks, regressed: HandEstimates | None = None) -> np.ndarray:
