@@ -22,7 +22,7 @@ from .errors import HandholdError
 from .regressors.training.config import LoopConfig
 from .regressors.training.loop import Trained, train
 from .regressors.training.streams import SlimStream, Stream
-from .regressors.training.tasks import DirectSettings, ParametricSettings, SegmenterSettings, make_task
+from .regressors.training.tasks import DirectSettings, ParametricSettings, SegmenterSettings, make_tasks
 
 STARTED = time.monotonic()  # a time budget includes the imports
 KINDS = {
@@ -87,7 +87,7 @@ def run(
         raise BadConfig(f"The settings train {', '.join(config.tasks)}: none of them is a {kind}.")
     chosen = replace(config, tasks=tuple(tasks))
     return train(
-        [make_task(name, getattr(chosen, name)) for name in tasks],
+        make_tasks({name: getattr(chosen, name) for name in tasks}),
         partial(make_stream, chosen),
         chosen.loop,
         out,

@@ -10,12 +10,13 @@ import torch
 from handhold.datasets.synthetic.sample import SynthBatch
 from handhold.regressors.checkpoints import load_model
 from handhold.regressors.training.augment import AugmentConfig, augment_crops, hide_points
+from handhold.regressors.training.devices import Mixed
 from handhold.regressors.training.pictures import paint_labels
 from handhold.regressors.training.tasks import (
     DirectSettings,
     ParametricSettings,
     SegmenterSettings,
-    make_task,
+    make_tasks,
 )
 from handhold.regressors.vit import ViTConfig
 from synth_hands import hand_batch
@@ -65,16 +66,20 @@ def test_covered_points_are_hidden():
     assert seen.tolist() == [[False, True, False, True]]
 
 
+def made(name: str, settings):
+    return make_tasks({name: settings})[0]
+
+
 def small(name: str):
     common = {"crops": 4, "augment": NONE}
     if name == "parametric":
         s = ParametricSettings(**common)
-        return make_task(name, replace(s, net=replace(s.net, vit=TINY, dim=48, depth=1, heads=2, mlp=48)))
+        return made(name, replace(s, net=replace(s.net, vit=TINY, dim=48, depth=1, heads=2, mlp=48)))
     if name == "direct":
         s = DirectSettings(**common)
-        return make_task(name, replace(s, net=replace(s.net, vit=TINY)))
+        return made(name, replace(s, net=replace(s.net, vit=TINY)))
     s = SegmenterSettings(size=64)
-    return make_task(name, replace(s, net=replace(s.net, widths=(8, 8, 8, 16, 16), depths=(1,) * 5, heads=2)))
+    return made(name, replace(s, net=replace(s.net, widths=(8, 8, 8, 16, 16), depths=(1,) * 5, heads=2)))
 
 
 def batch() -> SynthBatch:
@@ -116,8 +121,31 @@ def test_the_loss_depends_on_the_seed_alone():
     task, data = small("parametric"), batch()
     model = task.build().eval()
     with torch.no_grad():
-        a, b, c = (task.loss(model, task.inputs(data, seed))[0] for seed in (1, 1, 2))
-    assert a == b and a != c
+        a, b, c, d = (task.loss(model, task.inputs(data, seed))[0] for seed in (1, 1, 2, 1))
+    assert a == b == d and a != c
+
+
+def test_both_families_learn_from_the_same_crops():
+    both = make_tasks({"parametric": small("parametric").config, "direct": small("direct").config})
+    data, other = batch(), batch()
+    crops = [t.inputs(data, 1) for t in both]
+    assert crops[0] is crops[1] and both[0].inputs(other, 1) is not crops[0]
+
+
+@pytest.mark.parametrize("name", ["parametric", "direct", "segmenter"])
+def test_mixed_precision_gives_nearly_the_same_loss(name):
+    task, data = small(name), batch()
+    torch.manual_seed(0)
+    model, losses = task.build(), []
+    for bf16 in (False, True):
+        torch.manual_seed(1)
+        loss, _ = task.loss(Mixed(model, torch.device("cpu"), bf16), task.inputs(data, 1))
+        model.zero_grad()
+        loss.backward()
+        assert loss.dtype == torch.float32 and all(p.dtype == torch.float32 for p in model.parameters())
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        losses.append(float(loss.detach()))
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 def test_labels_are_painted_over_the_picture():

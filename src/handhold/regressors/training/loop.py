@@ -101,7 +101,7 @@ class Learner:
 
     def step(self, batch: Any, step: int, rate: float, rank: int = 0) -> dict[str, Tensor]:
         """One optimizer step at `rate` times the peak learning rate; returns detached scalars."""
-        optim, seed = self.config.optim, seed_of(self.config.seed, "step", step, rank, self.task.name)
+        optim, seed = self.config.optim, seed_of(self.config.seed, "step", step, rank)
         torch.manual_seed(seed)  # dropout
         inputs = self.task.inputs(batch, seed)
         if self.config.graphs and self.fabric is None and self.params[0].is_cuda:

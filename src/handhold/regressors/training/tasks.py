@@ -64,6 +64,27 @@ class SegmenterTraining:
     """Checkpoint whose weights the training begins with, instead of random ones."""
 
 
+class CropMaker:
+    """Training crops: jittered boxes, changed pictures, and truth that knows what was covered. Tasks that share a maker
+    and ask for the same get the same crops, made once."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] | None = None
+        self._crops: HandCrops | None = None
+
+    @torch.no_grad()
+    def __call__(self, batch: SynthBatch, seed: int, config: HandTraining, size: tuple[int, int]) -> HandCrops:
+        key = (batch, seed, config.crops, config.jitter, config.augment, size)
+        if self._key is None or batch is not self._key[0] or key[1:] != self._key[1:]:
+            generator = torch.Generator(batch.image.device).manual_seed(seed)
+            crops = hand_crops(batch, generator, config.jitter, size, count=config.crops)
+            image, covered = augment_crops(crops.image, generator, config.augment)
+            seen = hide_points(crops.truth.visible, crops.truth.points, covered)
+            self._crops = replace(crops, image=image, truth=replace(crops.truth, visible=seen))
+            self._key = key
+        return self._crops
+
+
 @dataclass(frozen=True)
 class HandTask:
     """A hand regressor on crops of all hands that can be seen."""
@@ -71,6 +92,7 @@ class HandTask:
     name: str  # "parametric" or "direct"
     net: ParametricConfig | DirectConfig
     config: HandTraining = field(default_factory=HandTraining)
+    crops: CropMaker = field(default_factory=CropMaker, compare=False)
 
     @property
     def lr(self) -> float:
@@ -81,13 +103,7 @@ class HandTask:
         return _started(kind(self.net), self.config.start)
 
     def inputs(self, batch: SynthBatch, seed: int) -> HandCrops:
-        """Training crops: jittered boxes, changed pictures, and truth that knows what was covered."""
-        c, generator = self.config, torch.Generator(batch.image.device).manual_seed(seed)
-        with torch.no_grad():
-            crops = hand_crops(batch, generator, c.jitter, self.net.vit.image, count=c.crops)
-            image, covered = augment_crops(crops.image, generator, c.augment)
-            seen = hide_points(crops.truth.visible, crops.truth.points, covered)
-        return replace(crops, image=image, truth=replace(crops.truth, visible=seen))
+        return self.crops(batch, seed, self.config, self.net.vit.image)
 
     def loss(self, model: Any, crops: HandCrops) -> tuple[Tensor, dict[str, Tensor]]:
         out = model(crops.image, crops.K)
@@ -209,10 +225,15 @@ class SegmenterSettings(SegmenterTraining):
     net: SegmenterConfig = field(default_factory=SegmenterConfig)
 
 
-def make_task(name: str, settings: ParametricSettings | DirectSettings | SegmenterSettings) -> Task:
-    """The task of that name. Raises `UnusableInput` for an unknown one."""
-    if name in ("parametric", "direct"):
-        return HandTask(name, settings.net, settings)
-    if name == "segmenter":
-        return SegmenterTask(settings.net, settings)
-    raise UnusableInput(f"There is no task {name!r}; there are parametric, direct and segmenter.")
+def make_tasks(settings: dict[str, ParametricSettings | DirectSettings | SegmenterSettings]) -> list[Task]:
+    """The tasks of these names; the hand regressors learn from the same crops where their settings agree. Raises
+    `UnusableInput` for an unknown name."""
+    tasks, crops = [], CropMaker()
+    for name, s in settings.items():
+        if name in ("parametric", "direct"):
+            tasks.append(HandTask(name, s.net, s, crops))
+        elif name == "segmenter":
+            tasks.append(SegmenterTask(s.net, s))
+        else:
+            raise UnusableInput(f"There is no task {name!r}; there are parametric, direct and segmenter.")
+    return tasks
