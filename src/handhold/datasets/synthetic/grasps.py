@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ...geometry import rigid
-from ...hand.model import HandModel
+from ...hand.model import HandModel, ShapedHand
 from .grasp_approach import approach, choose, find_spots, hand_paths, take, try_out
 from .grasp_hand import (
     AXIS,
@@ -95,15 +95,18 @@ def sample_grasps(
     score = _quality(field, fingers, share, rot, at, kinds) + 0.3 * take(score, best).flatten()
     best = score.reshape(b, KEPT).topk(FINISHED, dim=1).indices
     rows = (torch.arange(b, device=device)[:, None] * KEPT + best).flatten()
-    done = _finish(hand, field, fingers.rows(rows), share[rows], rot[rows], at[rows], betas[many[rows]], kinds[rows])
-    quality = score[rows] - 800 * (done.penetration - MOST).clamp_min(0) + 4e-3 * done.contact.sum(1).clamp_max(200)
+    fingers, shape = fingers.rows(rows), hand.with_shape(betas[many[rows]])
+    share, rot = share[rows], rot[rows]
+    fingers, share, at = _finish(shape, field, fingers, share, rot, at[rows])
+    rotations, contact, deepest = _measure(shape, field, fingers, share, rot, at)
+    quality = score[rows] - 800 * (deepest - MOST).clamp_min(0) + 4e-3 * contact.sum(1).clamp_max(200)
     won = torch.arange(b, device=device) * FINISHED + quality.reshape(b, FINISHED).argmax(1)
-    return Grasps(**{k: getattr(done, k)[won] for k in done.__dataclass_fields__})
+    return Grasps(rotations[won], betas, rigid.rigid(rot[won], at[won]), contact[won], deepest[won], kind)
 
 
-def _finish(hand: HandModel, field: _Field, fingers: _Fingers, share, rot, at, betas, kind) -> Grasps:
-    """Closed hands looked at with all their points: out of the object with the palm, then finger by finger, then as a
-    whole."""
+def _finish(shape: ShapedHand, field: _Field, fingers: _Fingers, share, rot, at) -> tuple[_Fingers, Tensor, Tensor]:
+    """Closed hands looked at with more points: out of the object with the palm, then finger by finger, then as a whole.
+    Returns the fingers' new way, the share of it and where the hand is."""
     of, known = fingers.of, fingers.known
     deep = palm_axes_points(of.joints)
     at = _push_out(field, torch.cat([of.palm, deep], 1), 12, rot, at, 1e-3, 3)
@@ -114,29 +117,32 @@ def _finish(hand: HandModel, field: _Field, fingers: _Fingers, share, rot, at, b
     at = _push_out(field, torch.cat([links.flatten(1, 2), of.palm, inside], 1), 42, rot, at, 1e-3, 2)
     share = _reopen(field, fingers, share, rot, at, 3)
     share, _ = _close(field, fingers, share, rot, at, [], [0.04, 0.02, 0.01, 0.005], PER_LINK)
-    shaped = hand.with_shape(betas)
-    for last in (False, True):
-        posed = shaped.with_pose(rotations_from_angles(fingers.angles(share), fingers.frames))
-        joints = posed.mano_joints
-        inside = torch.cat([axes(joints, posed.skin(hand.tip_ids)).flatten(1, 2), palm_axes_points(joints)], 1)
-        if not last:
-            at = _push_out(field, torch.cat([posed.vertices[:, ::3], inside], 1), 42, rot, at, DEPTH, 2)
-        d = field(torch.cat([posed.vertices, inside], 1), rot, at)
-        skin = d[:, : -inside.shape[1]]
-        if not last:  # links whose skin, which bulges where they bend, is still too deep
-            low = torch.ones(len(d), 16, device=d.device, dtype=d.dtype)
-            low = low.scatter_reduce(1, known.owner.expand_as(skin), skin, "amin")[:, known.rows + 1]
-            step = ((-low - DEPTH) / 0.025).clamp(0, 0.25).flip(-1).cummax(-1).values.flip(-1)
-            share = share - step
-    deepest = torch.maximum(-skin.amin(1), _depth_of(d[:, -inside.shape[1] :]).amax(1)).clamp_min(0)
-    return Grasps(posed.local_rotations, betas, rigid.rigid(rot, at), skin < TOUCH, deepest, kind)
+    points, inside, _ = _skin(shape, fingers, share)
+    at = _push_out(field, torch.cat([points[:, ::3], inside], 1), inside.shape[1], rot, at, DEPTH, 2)
+    # links whose skin, which bulges where they bend, is still too deep
+    skin = field(points, rot, at)
+    low = torch.ones(len(skin), 16, device=skin.device, dtype=skin.dtype)
+    low = low.scatter_reduce(1, known.owner.expand_as(skin), skin, "amin")[:, known.rows + 1]
+    step = ((-low - DEPTH) / 0.025).clamp(0, 0.25).flip(-1).cummax(-1).values.flip(-1)
+    return fingers, share - step, at
 
 
-def __call__(self, points: Tensor, rot: Tensor, at: Tensor) -> Tensor:
-    """points (B*C,P,3) in hand frames, rot (B*C,3,3), at (B*C,3) -> (B*C,P)"""
-    x = points @ rot.mT + at[:, None]
-    b = len(self.distances.base[0])
-    return self.distances(x.reshape(b, -1, 3)).reshape(x.shape[:2])
+def _skin(shape: ShapedHand, fingers: _Fingers, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All vertices, points inside fingers and palm (the palm's 12 last), and rotations of posed hands."""
+    posed = shape.with_pose(rotations_from_angles(fingers.angles(share), fingers.frames))
+    vertices, joints = posed.vertices, posed.mano_joints
+    tips = vertices[:, shape.model.tip_ids]
+    inside = torch.cat([axes(joints, tips).flatten(1, 2), palm_axes_points(joints)], 1)
+    return vertices, inside, posed.local_rotations
+
+
+def _measure(shape: ShapedHand, field: _Field, fingers, share, rot, at) -> tuple[Tensor, Tensor, Tensor]:
+    """Rotations (N,16,3,3), which vertices touch (N,V), and the deepest penetration (N,)."""
+    points, inside, rotations = _skin(shape, fingers, share)
+    d = field(torch.cat([points, inside], 1), rot, at)
+    skin, inside = d[:, : points.shape[1]], d[:, points.shape[1] :]
+    deepest = torch.maximum(-skin.amin(1), _depth_of(inside).amax(1)).clamp_min(0)
+    return rotations, skin < TOUCH, deepest
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,8 @@ class ObjectBank:
         return Distances(self._fields(rows[:, 0]), self._fields(rows[:, 1]), turn, self.hinge_pivot[index][:, None])
 
     def _fields(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self.sdf[rows][:, None], self.sdf_centre[rows][:, None], self.sdf_half[rows][:, None]
+        grid = self.sdf[rows].permute(0, 3, 2, 1)[:, None]  # the sampler's x is the last axis
+        return grid, self.sdf_centre[rows][:, None], self.sdf_half[rows][:, None]
 
     def signed_distance(self, index: Tensor, points: Tensor, angle: Tensor | None = None) -> Tensor:
         """Distance (B,P) of points (B,P,3), in the frames of the objects `index` (B,), negative inside; trilinear in
@@ -94,7 +95,7 @@ class ObjectBank:
 class Distances:
     """Signed distance to one object per row: a base, and perhaps a second part that is turned about its hinge."""
 
-    base: tuple[Tensor, Tensor, Tensor]  # (B,1,G,G,G) grid, (B,1,3) its centre, (B,1,3) its half size
+    base: tuple[Tensor, Tensor, Tensor]  # (B,1,G,G,G) grid, z first, (B,1,3) its centre, (B,1,3) its half size
     second: tuple[Tensor, Tensor, Tensor] | None
     turn: Tensor | None  # (B,3,3)
     pivot: Tensor | None  # (B,1,3)
@@ -116,11 +117,13 @@ class Distances:
 
 
 def _trilinear(points: Tensor, grid: Tensor, centre: Tensor, half: Tensor) -> Tensor:
-    x = (points - centre) / half
+    scale = 1 / half
+    x = torch.addcmul(-centre * scale, points, scale)
     inside = x.clamp(-1, 1)
-    at = inside.flip(-1)[:, :, None, None]  # the sampler's x is the grid's last axis
+    at = inside[:, :, None, None]
     value = torch.nn.functional.grid_sample(grid, at, padding_mode="border", align_corners=True)
-    return value[:, 0, :, 0, 0] + ((x - inside) * half).norm(dim=-1)
+    over = ((x - inside) * half).square()
+    return value[:, 0, :, 0, 0] + (over[..., 0] + over[..., 1] + over[..., 2]).sqrt()
 
 
 def _to(x, device):
