@@ -20,6 +20,7 @@ def load(name: str):
 def test_every_example_is_short_and_run_here():
     files = sorted(EXAMPLES.glob("*.py"))
     run_here = ["01_hand_model", "02_run_and_read_scene", "03_splat", "04_volume", "05_pose_from_silhouette"]
+    run_here += ["06_synthetic"]
     assert [p.stem for p in files] == run_here, "run the new one here"
     assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 80 for p in files)
 
@@ -61,3 +62,10 @@ def test_volume(tmp_path):
 def test_pose_from_silhouette(tmp_path):
     degrees, millimetres = load("05_pose_from_silhouette").main(str(tmp_path / "hand.png"), size=96, steps=80)
     assert degrees < 1.0 and millimetres < 1.5
+
+
+@pytest.mark.slow
+def test_synthetic(tmp_path):
+    got = load("06_synthetic").main(str(tmp_path / "s"), samples=4, size=96)
+    assert got["vertices"] < 1e-4 and abs(got["iou"] - 0.75) < 0.03 and got["pictures"] == 4
+    assert (tmp_path / "s" / "sheet.png").read_bytes().startswith(b"\x89PNG")
