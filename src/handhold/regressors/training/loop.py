@@ -13,7 +13,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ...errors import UnusableInput
 from ...files import write_atomically
 from .config import LoopConfig, OptimConfig
-from .devices import Mixed, make_fabric
+from .devices import Mixed, StepGraph, make_fabric
 from .pictures import write_sheet
 from .state import load_state, optimizer_tensors, restore_module, restore_optimizer, save_state, strip
 from .streams import Ahead, Reuse, Stream, seed_of
@@ -147,54 +147,6 @@ class Learner:
         restore_module(self.net, strip(tensors, f"{name}/net/"))
         restore_module(self.ema, strip(tensors, f"{name}/ema/"))
         restore_optimizer(self.optimizer, self.names, strip(tensors, f"{name}/optim/"))
-
-
-class StepGraph:
-    """Forward and backward pass of one task as a CUDA graph: one launch instead of thousands.
-
-    Gradients stay in the parameters' `grad`, which must not be replaced. Inputs of every call have the shapes of the
-    first. The global generator's seed is read at each replay.
-    """
-
-    def __init__(self, loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]], inputs: Any, params: list[Tensor]):
-        inputs = _map_tensors(inputs, torch.clone)
-        self.static = _tensors(inputs)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):  # libraries choose their algorithms
-                for p in params:
-                    p.grad = None
-                loss(inputs)[0].backward()
-        torch.cuda.current_stream().wait_stream(side)
-        for p in params:
-            p.grad = None
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.loss, self.metrics = loss(inputs)
-            self.loss.backward()
-
-    def __call__(self, inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        for mine, theirs in zip(self.static, _tensors(inputs), strict=True):
-            mine.copy_(theirs)
-        self.graph.replay()
-        return self.loss.detach(), {k: v.detach() for k, v in self.metrics.items()}
-
-
-def _map_tensors(x: Any, f: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(x, Tensor):
-        return f(x)
-    if isinstance(x, tuple):
-        return tuple(_map_tensors(v, f) for v in x)
-    if is_dataclass(x):
-        return replace(x, **{k.name: _map_tensors(getattr(x, k.name), f) for k in fields(x)})
-    return x
-
-
-def _tensors(x: Any) -> list[Tensor]:
-    found: list[Tensor] = []
-    _map_tensors(x, lambda t: (found.append(t), t)[1])
-    return found
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
