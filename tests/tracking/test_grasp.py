@@ -10,8 +10,8 @@ import torch
 from handhold.errors import StageFailed
 from handhold.geometry import rigid
 from handhold.hand import HandModel
-from handhold.scene import Landmarks
-from handhold.tracking import hand_motion, silhouette
+from handhold.scene import HandEstimates, Landmarks
+from handhold.tracking import hand_evidence, hand_motion, silhouette
 from handhold.tracking import hand_solver as hs
 from handhold.tracking.grasp import fit_grasp, fit_hand
 
@@ -140,6 +140,37 @@ def demo() -> dict:
         return {k: z[k].astype(np.float64) if z[k].dtype.kind == "f" else z[k] for k in z.files}
 
 
+def estimates_of(
+    joints: np.ndarray, k: np.ndarray, theta: np.ndarray | None = None, missing: float = 0.1, seed: int = 0
+) -> HandEstimates:
+    """A regressor's answers: turned by some ten degrees, fingers bent wrongly, one frame in ten nonsense, known to be
+    so; a few frames without an answer."""
+    rng = np.random.default_rng(seed)
+    n = len(joints)
+    turn = rigid.so3_exp(torch.as_tensor(rng.normal(0, np.radians(6), (n, 3)))).numpy()
+    root = joints[:, :1]
+    off = (joints - root) @ turn.transpose(0, 2, 1) + rng.normal(0, 0.006, joints.shape) + root
+    p = joints @ k.T
+    p = p[..., :2] / p[..., 2:] + 4.0 * rng.standard_normal((*joints.shape[:2], 2))
+    confidence = rng.uniform(0.4, 0.9, joints.shape[:2])
+    bad, gone = rng.random(n) < 0.1, rng.random(n) < missing
+    p[bad] += 40 * rng.standard_normal((bad.sum(), 1, 2))
+    off[bad] = off[bad][:, rng.permutation(21)]
+    confidence[bad] *= 0.2
+    pose, betas = np.full((n, 16, 3), np.nan), np.full((n, 10), np.nan)
+    if theta is not None:
+        pose, betas = theta + 0.15 * rng.standard_normal((n, 16, 3)), np.zeros((n, 10))
+    for x in (pose, betas, off, p):
+        x[gone] = np.nan
+    confidence[gone] = 0
+    return HandEstimates(*(x.astype(np.float32) for x in (pose, betas, off, p, confidence)))
+
+
+NOTHING = Landmarks(
+    np.full((48, 21, 2), np.nan, np.float32), np.full((48, 21, 3), np.nan, np.float32), np.zeros(48, np.float32)
+)
+
+
 def relative_error(a: np.ndarray, b: np.ndarray) -> float:
     return 1e3 * float(np.linalg.norm((a - a[:, :1]) - (b - b[:, :1]), axis=-1).mean())
 
@@ -223,6 +254,65 @@ def test_masks_help_when_landmarks_are_few(demo):
     assert at_scale(hand_masks=masks, object_masks=objects) < 16
 
 
+def test_what_two_sources_say_stands_side_by_side(demo):
+    hand, n = HandModel.open(dtype=F64), 48
+    lm = landmarks_of(demo["right_joints"], demo["K"])
+    e = estimates_of(demo["right_joints"], demo["K"], np.broadcast_to(demo["right_pose"], (n, 16, 3)))
+    still = np.broadcast_to(np.eye(3), (n, 3, 3)), np.zeros((n, 3))
+    offset = hs.landmark_offsets(hand)
+    ev = hand_evidence.evidence(demo["K"], *still, lm, np.arange(n), offset, hand, e)
+    alone = hand_evidence.evidence(demo["K"], *still, lm, np.arange(n), offset)
+    assert ev.sources == 2 and alone.sources == 1
+    for k in ("points", "weight", "points3d", "weight3d", "offset"):
+        assert torch.equal(getattr(ev.source(0), k), getattr(alone, k))
+    assert not ev.source(1).offset.any() and not alone.weight_angles.any()
+    assert np.allclose(ev.source(1).weight[0], np.nan_to_num(e.confidence))
+    found = torch.as_tensor(e.confidence.any(1))
+    angles = torch.einsum("kca,nkc->nka", hand.joint_frames, torch.as_tensor(np.nan_to_num(e.pose[:, 1:])).double())
+    assert (ev.angles[0] - angles)[found].abs().max() < 1e-6
+    # a frame without landmarks is judged by the size that the estimate has
+    lost = np.isnan(lm.points).any((1, 2)) & e.confidence.any(1)
+    pixels = demo["K"][0, 0] * 0.1 / demo["right_joints"][lost][..., 2].mean(1)
+    assert np.abs(np.log(ev.size[0][torch.as_tensor(lost)].numpy() / pixels)).max() < 0.5
+    shared = hand_evidence.balanced(ev)
+    assert all(shared.source(k).weight.sum() / 21 < 12.01 for k in range(2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("posed", [True, False])
+def test_estimates_alone_are_enough(demo, posed):
+    e = estimates_of(
+        demo["right_joints"], demo["K"], np.broadcast_to(demo["right_pose"], (48, 16, 3)) if posed else None
+    )
+    given = (HandModel.open(), demo["K"], demo["object_poses"], np.ones(48, bool), None)
+    fit = fit_grasp(*given, NOTHING, regressed=e)
+    assert relative_error(fit.joints / fit.scale, demo["right_joints"]) < 7
+    found = e.confidence.any(1)
+    assert set(fit.reason[found]) == {"regressor"} and set(fit.reason[~found]) == {"carried by the grasp"}
+
+
+@pytest.mark.slow
+def test_estimates_help_where_landmarks_are_few(demo):
+    lm = landmarks_of(demo["right_joints"], demo["K"], noise=12.0, missing=0.85)
+    e = estimates_of(demo["right_joints"], demo["K"], np.broadcast_to(demo["right_pose"], (48, 16, 3)))
+    given = (HandModel.open(), demo["K"], demo["object_poses"], np.ones(48, bool), None, lm)
+
+    def at_scale(**kw) -> float:
+        fit = fit_grasp(*given, object_points=demo["object_vertices"], mediapipe=False, **kw)
+        return relative_error(fit.joints / fit.scale, demo["right_joints"])
+
+    assert at_scale(regressed=e) < min(7.0, 0.7 * at_scale())
+
+
+def test_the_direction_of_size_changes_size_alone(hand):
+    v = hs.size_direction(hand)
+    a, b = (hand.with_shape(x * v).vertices for x in (0.0, 1.0))
+    s, R, t = rigid.umeyama(a, b)
+    left = (s * a @ R.T + t - b).norm(dim=-1).mean()
+    assert s > 1.05 and left < 4e-4  # against some 10 mm that the vertices move
+    assert torch.allclose(hs.size_direction(hand.mirrored()), v, atol=1e-9)
+
+
 @pytest.mark.slow
 def test_a_regrasp_makes_two_windows(hand):
     motion = random_motion(48)
@@ -249,11 +339,8 @@ def test_without_an_object_the_hand_still_moves_smoothly(demo):
 
 
 def test_no_landmarks_is_one_sentence(demo):
-    none = Landmarks(
-        np.full((48, 21, 2), np.nan, np.float32), np.full((48, 21, 3), np.nan, np.float32), np.zeros(48, np.float32)
-    )
     with pytest.raises(StageFailed, match="no hand landmarks"):
-        fit_grasp(HandModel.open(), demo["K"], demo["object_poses"], np.ones(48, bool), None, none)
+        fit_grasp(HandModel.open(), demo["K"], demo["object_poses"], np.ones(48, bool), None, NOTHING)
 
 
 def test_two_dimensional_landmarks_are_enough(demo):

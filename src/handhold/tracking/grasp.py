@@ -41,7 +41,7 @@ class GraspFit:
     """A hand over a clip of F frames, camera frame, metres."""
 
     scale: float  # metres per unit of the object's frame: multiply object translations and points by it
-    scale_std: float  # of log(scale), from the fit's curvature; large means the clip does not determine it
+    scale_std: float  # of log(scale), from the fit's curvature, for a hand of this size; large: not determined
     betas: np.ndarray  # (10,)
     pose: np.ndarray  # (F,16,3) axis-angle, the model's own convention
     transl: np.ndarray  # (F,3)
@@ -232,7 +232,8 @@ def fit_grasp(
 
     terms = hs.Terms()
     if scale_prior is not None:
-        terms = replace(terms, log_scale=float(np.log(scale_prior[0] * unit)), log_scale_std=max(scale_prior[1], 1e-4))
+        known = {"log_scale": float(np.log(scale_prior[0] * unit)), "log_scale_std": max(scale_prior[1], 1e-4)}
+        terms = replace(terms, **known, size=0.0)  # the hand is as large as that makes it
     points = None if object_points is None else torch.as_tensor(np.asarray(object_points, np.float64) / unit)
     every = evidence(K, R, t, landmarks, np.arange(f), offset, model, regressed)
     if hand_masks is not None:  # what the network put beside the hand it guessed
