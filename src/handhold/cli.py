@@ -302,8 +302,13 @@ def _synth(command: str, args: SynthArgs, argv: list[str]) -> int:
 
     from .datasets.synthetic import pathtraced
     from .datasets.synthetic.scenes import Synth, SynthConfig
+    from .errors import UnusableInput
     from .progress import make_progress
 
+    if min(args.samples, args.objects, args.paths) < 1 or args.shard < 16 or args.shard % 16:
+        raise BadConfig("--samples, --objects and --paths are 1 or more, --shard a multiple of 16.")
+    if min(args.size, *args.frame_size) < 32 or any(n % 2 for n in args.frame_size) or args.frames < 2 or args.fps <= 0:
+        raise BadConfig("--size and --frame-size are 32 or more, --frame-size even, --frames 2 or more.")
     report = make_progress(None, args.quiet or args.json)
     report.begin("synth")
     ended = "failed"
@@ -312,7 +317,10 @@ def _synth(command: str, args: SynthArgs, argv: list[str]) -> int:
         size = min(args.frame_size) if args.clip else args.size
         config = SynthConfig(size=size, objects=args.objects, seed=args.seed, amodal=args.amodal, **folders)
         report(0.0, "making objects")
-        stream = Synth(config, args.device)
+        try:
+            stream = Synth(config, args.device)
+        except ValueError as e:
+            raise UnusableInput(f"An object of {args.meshes or 'the bank'} cannot be used: {e}.") from e
         render = partial(pathtraced.render, samples=args.paths) if args.look == "path" else None
         if args.clip:
             from .datasets.synthetic.clips import ClipConfig, make_clip

@@ -212,3 +212,9 @@ def test_command_line(tmp_path, monkeypatch, synth, capsys):
     argv = ["synth", str(tmp_path / "s"), "--samples", "4", "--size", "64", "--shard", "16", "--quiet"]
     assert main(argv) == 0 and main(argv) == 0
     assert main([*argv, "--seed", "1"]) == 3 and "other settings" in capsys.readouterr().err
+    for wrong in (["--samples", "0"], ["--shard", "24"], ["--frame-size", "97", "72"]):
+        assert main(["synth", str(tmp_path / "x"), *wrong]) == 2
+    (tmp_path / "far.obj").write_text("v 0 0 0\nv 9 0 0\nv 0 9 0\nv 0 0 9\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
+    monkeypatch.undo()
+    assert main(["synth", str(tmp_path / "x"), "--meshes", str(tmp_path), "--objects", "1"]) == 3
+    assert "m across" in capsys.readouterr().err and not (tmp_path / "x").exists()
