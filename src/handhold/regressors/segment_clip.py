@@ -8,7 +8,10 @@ evidence for "right" rides along the same flow.
 
 from __future__ import annotations
 
+import queue
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import cv2
@@ -89,13 +92,39 @@ def segment_clip(
     net = model.folded()
     n = len(frames)
     out = np.zeros((n, len(LABELS), *frames.shape[1:3]), np.float16)
-    for forward in (True, False):
+    told, stop, adding = queue.SimpleQueue(), threading.Event(), threading.Lock()
+
+    def one_way(forward: bool, threads: int) -> None:
+        torch.set_num_threads(threads)
         last = None
-        for done, i in enumerate(range(n) if forward else range(n - 1, -1, -1)):
-            say(0.1 + 0.85 * (done + n * (not forward)) / (2 * n), "segmenting")
-            p = _one(net, frames[i], None if last is None else flows.carried(last, i, forward), mirror)
-            out[i] += p / 2
-            last = np.ascontiguousarray(p.transpose(1, 2, 0))
+        try:
+            for i in range(n) if forward else range(n - 1, -1, -1):
+                if stop.is_set():
+                    return
+                p = _one(net, frames[i], None if last is None else flows.carried(last, i, forward), mirror)
+                with adding:
+                    out[i] += p / 2
+                last = np.ascontiguousarray(p.transpose(1, 2, 0))
+                told.put(1)
+        finally:
+            told.put(None)
+
+    # Both ways at once, each on half of the cores: less waiting than with all cores for each layer. The threads' own
+    # setting goes with them.
+    with ThreadPoolExecutor(2) as pool:
+        ways = [pool.submit(one_way, f, max(1, torch.get_num_threads() // 2)) for f in (True, False)]
+        try:
+            done = ended = 0
+            while ended < 2:
+                if told.get() is None:
+                    ended += 1
+                else:
+                    done += 1
+                    say(0.1 + 0.85 * done / (2 * n), "segmenting")
+        finally:
+            stop.set()
+    for way in ways:
+        way.result()
     if settle:
         say(0.95, "right and left")
         settle_sides(out, flows)

@@ -23,9 +23,9 @@ def clean(probabilities, features, hands, hand_size, share=None):
     """Labels to masks: components that belong to the hand-object group, islands and holes resolved, skin split by side
     and cut at the wrist.
 
-    probabilities (F,H,W,4); features: `masks._Features`; hands: side -> points (F,21,2) and confidence (F,); hand_size:
-    side -> (F,) pixels; share: (F,H,W) the right hand's part of the hands as the segmenter sees it, or None. Returns
-    masks (F,H,W) bool and confidences (F,) by name.
+    probabilities (F,H,W,4); features: `_mask_classifier.Features`; hands: side -> points (F,21,2) and confidence (F,);
+    hand_size: side -> (F,) pixels; share: (F,H,W) the right hand's part of the hands as the segmenter sees it, or None.
+    Returns masks (F,H,W) bool and confidences (F,) by name.
     """
     n, h, w = probabilities.shape[:3]
     sides = [s for s in SIDES if s in hands]
