@@ -81,7 +81,7 @@ def recolor(image: Tensor, draw: _Draw, config: AugmentConfig) -> Tensor:
     mean = image.mean((2, 3), keepdim=True)
     image = mean + (image - mean) * torch.exp(0.15 * s * draw.normal())
     saturation = torch.exp(0.25 * s * draw.normal()) * ~draw.chance(config.gray)
-    luma = (image * image.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
+    luma = 0.299 * image[:, :1] + 0.587 * image[:, 1:2] + 0.114 * image[:, 2:]
     return luma + (image - luma) * saturation + 0.03 * s * draw.normal()
 
 
