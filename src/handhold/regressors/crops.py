@@ -254,12 +254,14 @@ def hand_crops(
     count: int | None = None,
     min_inside: float = 0.35,
     max_hidden: float = 0.97,
+    angles: Tensor | None = None,
 ) -> HandCrops:
     """Training crops, with truth, of the hands of both sides that are present and can be seen.
 
     generator: on the batch's device; the same state gives the same crops. jitter: None for exact boxes, as in
     evaluation. count: exactly so many crops, drawn without repetition while there are enough (no synchronisation with
     the device then); `truth.weight` is 0 where there was nothing to draw. Otherwise all usable hands, in order.
+    angles: (N,) radians of the crops where there is no jitter, as from `upright_angles`.
     min_inside, max_hidden: a hand is usable when at least this share of its vertices is in the picture and at most this
     share of its mask is hidden.
     """
@@ -282,7 +284,8 @@ def hand_crops(
     left, picture = left[index], index % n
     image_K = batch.K[picture].float()
     points = torch.nan_to_num(truth.points.float())
-    boxes, angles = box_of_points(points), points.new_zeros(len(index))
+    boxes = box_of_points(points)
+    angles = points.new_zeros(len(index)) if angles is None else angles
     if jitter is not None:
         boxes, angles = _jittered(boxes, points, left, jitter, generator)
     crop, turned, homography = crop_cameras(image_K, boxes, left, angles, size, margin, affine)

@@ -110,7 +110,7 @@ class Assembler:
             put(v, n, canon, f, label, material, spec.hands[:, k])
 
         thing = articulate(self.bank, spec.index, spec.angle)
-        bent = deform(thing, generator)
+        bent = deform(thing, generator, 0.3)  # held things hardly: grasps know the shape at rest
         thing = torch.where(spec.bend[:, None, None], bent, thing)
         canon = self.bank.vertices[spec.index]
         f = self.bank.faces[spec.index]

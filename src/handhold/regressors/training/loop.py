@@ -269,7 +269,8 @@ class _Training:
                 if len(queue) > 2:
                     queue.popleft().synchronize()
             took = self.clock() - begun
-            typical = took if typical == 0 else 0.9 * typical + 0.1 * took
+            if self.step > 1:  # the first step waits for workers, libraries and graphs
+                typical = took if typical == 0 else 0.9 * typical + 0.1 * took
             if self.step % c.log_steps == 0:
                 self._log(fraction, (self.step - logged) / max(self.clock() - last["log"], 1e-9))
                 logged, last["log"] = self.step, self.clock()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...datasets.synthetic.sample import SynthBatch
 from ...errors import UnusableInput
 from ..checkpoints import load_model, save_checkpoint
-from ..crops import CropJitter, HandCrops, hand_crops
+from ..crops import CropJitter, HandCrops, hand_crops, upright_angles
 from ..direct import DirectConfig, DirectHand
 from ..hand_losses import ExactWeights, HamerWeights, exact_loss, hamer_loss, hand_errors
 from ..parametric import HandOutput, ParametricConfig, ParametricHand
@@ -111,8 +111,16 @@ class HandTask:
         loss, terms = exact_loss(out, crops, c.exact) if c.loss == "exact" else hamer_loss(out, crops, c.hamer)
         return loss, terms | {"mpjpe": _mean_mpjpe(out, crops)}
 
-    def evaluate(self, model: Any, batch: SynthBatch) -> dict[str, Tensor]:
+    def looked_at(self, model: Any, batch: SynthBatch) -> HandCrops:
+        """Crops of all usable hands, turned upright by a first look where the training does so."""
         crops = hand_crops(batch, None, None, self.net.vit.image)
+        if len(crops) == 0 or self.config.jitter.upright == 0:
+            return crops
+        angles = upright_angles(model.predict(crops).points)
+        return hand_crops(batch, None, None, self.net.vit.image, angles=angles)
+
+    def evaluate(self, model: Any, batch: SynthBatch) -> dict[str, Tensor]:
+        crops = self.looked_at(model, batch)
         if len(crops) == 0:
             return {}
         errors = hand_errors(model(crops.image, crops.K), crops)
@@ -127,7 +135,7 @@ class HandTask:
         return sums
 
     def pictures(self, model: Any, batch: SynthBatch) -> Tensor | None:
-        crops = hand_crops(batch, None, None, self.net.vit.image)
+        crops = self.looked_at(model, batch)
         if len(crops) == 0:
             return None
         crops = crops.rows(slice(0, 24))
