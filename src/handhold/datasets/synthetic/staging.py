@@ -185,6 +185,8 @@ def _grips(synth: Synth, index: int, betas: Tensor, n: int, g: torch.Generator, 
     distance = synth.bank.signed_distance(rows, points)
     touching = distance < 0.003
     score = touching.float().mean(1)
+    if synth.bank.soft[index]:  # what fingers can press
+        score = (touching & (_moving_skin(synth) > 0.5)).float().mean(1)
     score = torch.where(distance.amin(1) < -DEEPEST, -1.0, score)
     if base_only:  # what the hinge moves is to be free
         free = synth.bank.vertices[index, : synth.bank.n_vertices[index]]
@@ -344,29 +346,33 @@ def _swing(synth, index, betas, grip, course) -> Tensor:
     return course.swing * full * room
 
 
-def _press(synth, index, betas, grip, course, deepest: float = 0.010) -> tuple[Tensor, Tensor]:
+def _press(synth, index, betas, grip, course, deepest: float = 0.008) -> tuple[Tensor, Tensor]:
     """Fingers (F,16,3,3) that press in, and the object's vertices (F,V,3) that give way: where the hand touches, the
-    surface goes with it, and less the farther away it is (a Gaussian of 18 mm)."""
+    surface goes with it, and less the farther away it is (a Gaussian of 18 mm). At most `deepest` metres."""
 
     def posed(s: Tensor) -> Tensor:
-        fingers = so3_exp((1 + s)[:, None, None] * so3_log(grip.rotations))
-        return apply(grip.object_from_hand[None], _skin(synth, fingers, betas))
+        return apply(grip.object_from_hand[None], _skin(synth, _beyond(grip.rotations, s), betas))
 
     rest = posed(torch.zeros(1))[0]
     touch = grip.contact & (_moving_skin(synth) > 0.5)
     touch = touch if touch.any() else grip.contact
-    most = 0.25
-    for _ in range(6):  # how far the fingers may bend for the deepest dent wanted
-        if (posed(torch.tensor([most]))[0] - rest)[touch].norm(dim=-1).max() <= deepest:
-            break
-        most *= 0.7
-    s = most * course.swing
-    moved = (posed(s) - rest)[:, touch]  # (F,C,3)
     v = synth.bank.vertices[index]
     near = torch.exp(-torch.cdist(v, rest[touch]).square() / (2 * 0.018**2))  # (V,C)
     weight = near.square() / near.sum(1, keepdim=True).clamp_min(1e-6)  # weighted mean times nearness
-    shape = v + torch.einsum("vc,fcx->fvx", weight, moved)
-    return so3_exp((1 + s)[:, None, None] * so3_log(grip.rotations)), shape
+
+    def dented(s: Tensor) -> Tensor:
+        return v + torch.einsum("vc,fcx->fvx", weight, (posed(s) - rest)[:, touch])
+
+    tries = torch.linspace(0.05, 0.6, 12)
+    shallow = (dented(tries) - v).norm(dim=-1).amax(1) <= deepest
+    most = tries[shallow].amax() if shallow.any() else tries[0]
+    s = most * course.swing
+    return _beyond(grip.rotations, s), dented(s)
+
+
+def _beyond(rotations: Tensor, s: Tensor) -> Tensor:
+    """(F,16,3,3) fingers closed further than a grasp, by shares s (F,)."""
+    return so3_exp((1 + s)[:, None, None] * so3_log(rotations))
 
 
 def _moving_skin(synth: Synth) -> Tensor:
