@@ -170,7 +170,11 @@ def regressor_table(results: dict) -> str:
         for level, figures in levels.items():
             lines.append(f"| {name} | {level} | {' | '.join(_number(figures[k]) for k in titles)} |")
             name = ""
-    lines += ["", "| family | parameters M | file MB | ms a hand | peak MB | steps | trained s |", "|---" * 7 + "|"]
+    lines += [
+        "",
+        "| family | parameters M | file MB | ms a hand, best (median) | peak MB | steps | trained s |",
+        "|---" * 7 + "|",
+    ]
     return "\n".join([*lines, *_costs(rows), "", _held_out(results)])
 
 
@@ -183,7 +187,11 @@ def segmenter_table(results: dict) -> str:
     lines = [f"| IoU | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for key, title in (("alone", "one picture"), ("previous", "given spoilt masks of a frame before")):
         lines.append(f"| {title} | {' | '.join(format(row['iou'][key][k], '.3f') for k in names)} |")
-    lines += ["", "| | parameters M | file MB | ms a 480x360 frame | peak MB | steps | trained s |", "|---" * 7 + "|"]
+    lines += [
+        "",
+        "| | parameters M | file MB | ms a 480x360 frame, best (median) | peak MB | steps | trained s |",
+        "|---" * 7 + "|",
+    ]
     return "\n".join([*lines, *_costs({"segmenter": row}), "", _held_out(results)])
 
 
@@ -191,7 +199,13 @@ def _costs(rows: dict) -> list[str]:
     out = []
     for name, row in rows.items():
         c, t = row["cost"], row.get("training") or {}
-        cells = [f"{c['parameters'] / 1e6:.2f}", c["file_mb"], c["ms"], c["peak_mb"], t.get("steps", "–")]
+        cells = [
+            f"{c['parameters'] / 1e6:.2f}",
+            c["file_mb"],
+            f"{c['ms']} ({c['ms_median']})",
+            c["peak_mb"],
+            t.get("steps", "–"),
+        ]
         out.append(f"| {name} | {' | '.join(map(str, [*cells, t.get('seconds', '–')]))} |")
     return out
 
