@@ -166,7 +166,7 @@ def regressor_table(results: dict) -> str:
     }  # fmt: skip
     lines = [f"| family | hidden | {' | '.join(titles.values())} |", "|---" * (len(titles) + 2) + "|"]
     for name, row in rows.items():
-        levels = row["levels"] | ({"all, boxes shaken": row["shaken"]} if row.get("shaken") else {})
+        levels = row["levels"] | {k: v for k, v in row["others"].items() if v}
         for level, figures in levels.items():
             lines.append(f"| {name} | {level} | {' | '.join(_number(figures[k]) for k in titles)} |")
             name = ""

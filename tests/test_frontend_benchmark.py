@@ -3,6 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ tables = pytest.importorskip("tables", reason="an installed package without benc
 frontend = pytest.importorskip("frontend")
 
 from handhold.regressors.checkpoints import save_checkpoint  # noqa: E402
-from handhold.regressors.crops import hand_crops, to_camera  # noqa: E402
+from handhold.regressors.crops import hand_crops, recrop, to_camera  # noqa: E402
 from handhold.regressors.hand_losses import hand_errors  # noqa: E402
 from handhold.regressors.parametric import HandOutput, ParametricConfig, ParametricHand  # noqa: E402
 from handhold.regressors.segmenter import Segmenter, SegmenterConfig  # noqa: E402
@@ -47,19 +48,27 @@ class Oracle:
         return to_camera(crops, out.joints, out.vertices, out.points, out.log_sigma.exp())
 
 
-def judged(error, monkeypatch):
+def judged(error, monkeypatch, looks=1):
     oracle = Oracle(error)
     monkeypatch.setattr(frontend, "hand_crops", oracle.look)
+
+    def again(prediction, *args, **kwargs):
+        crops = recrop(prediction, *args, **kwargs)
+        return SimpleNamespace(with_truth=lambda t: setattr(oracle, "crops", crops.with_truth(t)) or oracle.crops)
+
+    monkeypatch.setattr(frontend, "recrop", again)
     batch = hand_batch(4)
     hidden = torch.tensor([0.0, 0.2, 0.4, 0.9])
     batch = replace(batch, right=replace(batch.right, hidden=hidden), left=replace(batch.left, hidden=hidden))
-    return frontend.regressor_figures(oracle, [batch])
+    return frontend.regressor_figures(oracle, [batch], looks)
 
 
-def test_truth_has_no_error_and_levels_share_out_the_hands(monkeypatch):
-    figures = judged(0.0, monkeypatch)
+@pytest.mark.parametrize("looks", [1, 2])
+def test_truth_has_no_error_and_levels_share_out_the_hands(looks, monkeypatch):
+    figures = judged(0.0, monkeypatch, looks)
     assert [figures["levels"][k]["hands"] for k in ("all", "0–0.1", "0.1–0.3", "0.3–0.5", "0.5–1")] == [8, 2, 2, 2, 2]
     assert all(figures["levels"]["all"][k] < 0.05 for k in frontend.FIGURES)
+    assert set(figures["others"]) == {"all, boxes shaken"} | ({"all, one look"} if looks == 2 else set())
 
 
 def test_an_error_of_a_centimetre_is_ten_millimetres(monkeypatch):

@@ -142,7 +142,7 @@ class HandTask:
         return draw_hands(crops.image, model(crops.image, crops.K), crops.truth.points)
 
     def save(self, path: Path, model: nn.Module, extra: dict[str, Any]) -> None:
-        save_checkpoint(path, model, extra)
+        save_checkpoint(path, model, extra | {"looks": 2 if self.config.jitter.upright else 1})
 
 
 @dataclass(frozen=True)
