@@ -12,7 +12,7 @@ import torch
 from handhold.cli import main, parse
 from handhold.datasets.synthetic import look, motion
 from handhold.datasets.synthetic.assemble import FAMILIES
-from handhold.datasets.synthetic.clips import draw_clip, make_clip, truth_of, turned
+from handhold.datasets.synthetic.clips import draw_clip, make_clip, truth_of, turned, turned_light
 from handhold.datasets.synthetic.objects import make_object_bank
 from handhold.datasets.synthetic.scenes import Cast, Synth, SynthConfig
 from handhold.datasets.synthetic.staging import DEEPEST, ClipConfig, stage_clip
@@ -170,6 +170,18 @@ def test_turned_backgrounds_follow_the_rays():
     ray = torch.linalg.inv(K[0]) @ torch.tensor([30.5, 20.5, 1.0])
     before = K[0] @ (turn[0].T @ ray)  # x_cam = turn x_world
     np.testing.assert_allclose(got[:2, 20, 30], (before[:2] / before[2]).numpy(), atol=0.05)
+
+
+def test_turned_light_stays_where_it_was():
+    light = look.sample_lights(2, torch.Generator().manual_seed(0))
+    turn = so3_exp(torch.tensor([[0.1, -0.2, 0.3], [0.0, 0.2, 0.1]]))
+    got = turned_light(light, turn)
+    normal = torch.nn.functional.normalize(torch.randn(2, 3, generator=torch.Generator().manual_seed(1)), dim=1)
+    seen = (turn @ normal[..., None])[..., 0]
+    for before, after in ((light.direction, got.direction), (light.plane[:, None], got.plane[:, None])):
+        torch.testing.assert_close((before @ normal[..., None]), (after @ seen[..., None]))
+    even = torch.einsum("bi,bic->bc", normal, light.harmonics[:, 1:4])
+    torch.testing.assert_close(torch.einsum("bi,bic->bc", seen, got.harmonics[:, 1:4]), even)
 
 
 def test_files_can_be_read_and_scored(synth, tmp_path, clips):

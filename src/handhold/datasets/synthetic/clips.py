@@ -105,7 +105,8 @@ def draw_clip(
         spec = staged.spec.rows(rows).to(synth.device)
         looks = cast.rows(same.to(synth.device))
         if not torch.allclose(turns[rows], torch.eye(3, device=turns.device), atol=1e-6):
-            looks = replace(looks, background=turned(looks.background, spec.K, turns[rows]))
+            background = turned(looks.background, spec.K, turns[rows])
+            looks = replace(looks, background=background, light=turned_light(looks.light, turns[rows]))
         parts.append(stage.draw(spec, g, split, looks, size).to("cpu"))
         if report is not None:
             report((int(rows[-1]) + 1) / frames, "drawing")
@@ -145,6 +146,15 @@ def turned(background: Tensor, K: Tensor, turn: Tensor) -> Tensor:
     at = at[..., :2] / at[..., 2:].clamp_min(1e-3) / at.new_tensor([width, height]) * 2 - 1
     at = at.reshape(b, height, width, 2)
     return torch.nn.functional.grid_sample(background, at, padding_mode="reflection", align_corners=False)
+
+
+def turned_light(light: look.Light, turn: Tensor) -> look.Light:
+    """Light at rest in the world as a camera that has turned by cam_from_world (B,3,3) sees it; the small harmonics of
+    order 2 are left as they are."""
+    harmonics = light.harmonics.clone()
+    harmonics[:, 1:4] = turn @ harmonics[:, 1:4]
+    plane = (turn @ light.plane[..., None])[..., 0]
+    return replace(light, direction=light.direction @ turn.mT, plane=plane, harmonics=harmonics)
 
 
 # ---------------------------------------------------------------- truth
