@@ -16,7 +16,7 @@ from handhold.datasets.synthetic.corrupt import (
     corrupt_sequence,
     degrade_mask,
 )
-from handhold.scene import Landmarks, Sequence
+from handhold.scene import HandEstimates, Landmarks, Sequence
 
 F, H, W = 40, 90, 120
 
@@ -142,7 +142,9 @@ def test_frames():
 def sequence():
     masks = {"right": np.stack([hand_mask()] * F), "object": np.stack([hand_mask(0.6)] * F)}
     frames = np.random.default_rng(0).integers(0, 255, (F, H, W, 3)).astype(np.uint8)
-    return Sequence(frames, np.arange(0, 2 * F, 2), 30.0, np.eye(3), "given", "", {"right": landmarks()}, masks)
+    estimate = [np.full((F, *shape), 0.5, np.float32) for shape in ((16, 3), (10,), (21, 3), (21, 2), (21,))]
+    evidence = {"landmarks": {"right": landmarks()}, "regressed": {"right": HandEstimates(*estimate)}, "masks": masks}
+    return Sequence(frames, np.arange(0, 2 * F, 2), 30.0, np.eye(3), "given", **evidence)
 
 
 def test_sequence_stays_together_and_is_repeatable():
@@ -155,6 +157,7 @@ def test_sequence_stays_together_and_is_repeatable():
     a, b = corrupt_sequence(before, c, 11), corrupt_sequence(before, c, 11)
     assert len(a) == 30 and len(a.indices) == 30 and set(a.indices) <= set(before.indices)
     assert a.landmarks["right"].points.shape == (30, 21, 2) and a.masks["object"].shape == (30, H, W)
+    assert a.regressed["right"].joints.shape == (30, 21, 3)
     assert (a.mask_confidence["object"] == 0).sum() <= 4
     assert (a.frames == b.frames).all() and (a.masks["right"] == b.masks["right"]).all()
     np.testing.assert_array_equal(a.landmarks["right"].points, b.landmarks["right"].points)

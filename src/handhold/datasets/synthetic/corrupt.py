@@ -7,7 +7,7 @@ that adding one does not change another.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import cv2
 import numpy as np
@@ -67,8 +67,8 @@ class Corruption:
 def corrupt_sequence(sequence: Sequence, corruption: Corruption, seed: int) -> Sequence:
     """A spoilt copy of a sequence; its notes say so.
 
-    Dropped frames leave frames, indices, landmarks, masks and their confidences together. Raises ValueError when a
-    share or an IoU is not in [0,1].
+    Dropped frames leave everything together. A regressor's estimates (`regressed`) are not spoilt: make them from the
+    spoilt frames, or leave them out. Raises ValueError when a share or an IoU is not in [0,1].
     """
     frames = corrupt_frames(sequence.frames, corruption.frames, seed)
     landmarks = corrupt_landmarks(sequence.landmarks, corruption.landmarks, seed)
@@ -83,11 +83,17 @@ def corrupt_sequence(sequence: Sequence, corruption: Corruption, seed: int) -> S
         sequence,
         frames=frames[keep],
         indices=sequence.indices[keep],
-        landmarks={k: Landmarks(v.points[keep], v.points3d[keep], v.confidence[keep]) for k, v in landmarks.items()},
+        landmarks={k: _frames_of(v, keep) for k, v in landmarks.items()},
+        regressed={k: _frames_of(v, keep) for k, v in sequence.regressed.items()},
         masks={k: v[keep] for k, v in masks.items()},
         mask_confidence={k: v[keep] for k, v in confidence.items()},
         notes=(*sequence.notes, f"Spoilt on purpose with seed {seed}: {_describe(corruption)}."),
     )
+
+
+def _frames_of(evidence, keep: np.ndarray):
+    """The same kind of evidence of some frames."""
+    return replace(evidence, **{f.name: getattr(evidence, f.name)[keep] for f in fields(evidence)})
 
 
 # ---------------------------------------------------------------- landmarks
