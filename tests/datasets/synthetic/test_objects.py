@@ -121,9 +121,9 @@ def test_same_seed_same_bank_and_files_keep_it(bank, tmp_path):
 def test_users_meshes_join_centred_and_thinned():
     d, f = solids.sphere_lattice(24)
     bank = make_object_bank(1, seed=0, meshes=[(d * 0.03 + 5.0, f)])
-    assert bank.kind[-1] == "mesh" and int(bank.n_faces[-1]) <= MAX_FACES
+    assert bank.kind[0] == "mesh" and int(bank.n_faces[0]) <= MAX_FACES
     p = torch.tensor([[[0.01, 0, 0], [0.05, 0, 0]]])
-    assert torch.allclose(bank.signed_distance(torch.tensor([1]), p), torch.tensor([[-0.02, 0.02]]), atol=2e-3)
+    assert torch.allclose(bank.signed_distance(torch.tensor([0]), p), torch.tensor([[-0.02, 0.02]]), atol=2e-3)
     with pytest.raises(ValueError, match="metre"):
         make_object_bank(0, seed=0, meshes=[(d * 3.0, f)])
     with pytest.raises(ValueError, match="at least one"):

@@ -137,8 +137,8 @@ def make_object_bank(
     meshes: Sequence[tuple[np.ndarray, np.ndarray]] = (),
     only: Sequence[str] | None = None,
 ) -> ObjectBank:
-    """`n` procedural objects drawn from `seed`, followed by the user's closed `meshes`, pairs of vertices (V,3) in
-    metres and faces (T,3). `only` names the recipes to draw from (see `RECIPES`); default all.
+    """The user's closed `meshes`, pairs of vertices (V,3) in metres and faces (T,3), followed by `n` procedural objects
+    drawn from `seed`. `only` names the recipes to draw from (see `RECIPES`); default all.
 
     Raises ValueError when there is nothing to make, a recipe is unknown, or a mesh is malformed, larger than a metre or
     smaller than 5 mm.
@@ -155,8 +155,7 @@ def make_object_bank(
     at = (rng.random() + np.arange(n)) / max(n, 1)
     kinds = rng.permutation(np.searchsorted(np.cumsum(share) / share.sum(), at, side="right").clip(0, len(names) - 1))
     rows = [_row(RECIPES[names[k]][1](np.random.default_rng([seed, i])), names[k]) for i, k in enumerate(kinds)]
-    rows += [_mesh_row(*m) for m in meshes]
-    return _pack(rows, device)
+    return _pack([_mesh_row(*m) for m in meshes] + rows, device)
 
 
 def _row(thing: Thing, kind: str) -> dict:

@@ -39,7 +39,8 @@ class SynthConfig:
     size: int = 256
     """Width and height of the pictures, pixels."""
     objects: int = 600
-    """Objects in the bank; one in ten is kept for validation and one in ten for tests."""
+    """Procedural objects in the bank; one in ten of all is kept for validation and one in ten for tests, none of them
+    a given mesh."""
     seed: int = 0
     """Seed of the bank and of every scene."""
     bank: Path | None = None
