@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from handhold.datasets.synthetic.sample import LABELS, LEFT, OBJECT, RIGHT
-from handhold.regressors import segmenter_data
+from handhold.regressors import segmenter, segmenter_data
 from handhold.regressors.segmenter import (
     IGNORE,
     Segmenter,
@@ -171,3 +171,25 @@ def test_previous_masks_are_spoilt_but_tell():
     )
     scores = iou(confusion(p, labels))
     assert ((scores > 0.3) & (scores < 0.98)).all()
+
+
+@pytest.mark.parametrize("growth", [1.0, 1e4])
+def test_attention_stays_within_the_range_of_fused_kernels_however_large_its_weights_grow(monkeypatch, growth):
+    model = untrained(SMALL).train()
+    with torch.no_grad():
+        for m in model.modules():
+            if isinstance(m, segmenter.Attention):
+                m.qkv.weight.mul_(growth)
+                m.sharpness.mul_(growth)
+    lowest, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    def spy(q, k, v, scale):
+        lowest.append((scale * q @ k.transpose(-1, -2)).logsumexp(-1).min())
+        return attention(q, k, v, scale=scale)
+
+    monkeypatch.setattr(segmenter.F, "scaled_dot_product_attention", spy)
+    image, labels = pictures()
+    loss, _ = segmenter_loss(model(image, corrupt_previous(labels, seeded())), labels)
+    loss.backward()
+    assert min(lowest) > -60  # exp of the negative overflows single precision at 88.7
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 IGNORE = 255  # a label that neither loss nor score counts
+SHARPEST = 32.0  # largest attention logit
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,11 @@ class Block(nn.Module):
 
 class Attention(nn.Module):
     """x + self-attention over all places (Vaswani et al., NeurIPS 2017). Places are told apart by a depthwise
-    convolution (Chu et al., ICLR 2023, conditional positional encoding), so that any picture size works."""
+    convolution (Chu et al., ICLR 2023, conditional positional encoding), so that any picture size works.
+
+    Queries and keys have unit length and each head a learnt sharpness of at most `SHARPEST` (Dehghani et al., ICML
+    2023), which bounds the logits. Free, they grow to hundreds in training; the attention is then saturated, and fused
+    kernels that compute exp(-log sum exp) overflow where all logits of a query are below -88."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -153,6 +158,7 @@ class Attention(nn.Module):
         self.place = nn.Conv2d(width, width, 3, padding=1, groups=width)
         self.norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
+        self.sharpness = nn.Parameter(torch.full((heads, 1, 1), (width / heads) ** 0.5))
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -162,7 +168,10 @@ class Attention(nn.Module):
         n, c, h, w = x.shape
         tokens = self.norm(x.flatten(2).transpose(1, 2))
         q, k, v = self.qkv(tokens).reshape(n, h * w, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, h * w, c)
+        q = F.normalize(q.float(), dim=-1) * self.sharpness.clamp(0.0, SHARPEST)
+        k = F.normalize(k.float(), dim=-1)
+        seen = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, scale=1.0)
+        seen = seen.transpose(1, 2).reshape(n, h * w, c)
         return x + self.out(seen).transpose(1, 2).reshape(n, c, h, w)
 
 

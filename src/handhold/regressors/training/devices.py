@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ...errors import UnusableInput
 from .config import LoopConfig
 
+_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
 
 class Mixed:
-    """A network called under autocast, whose outputs are fp32; everything else is the network's own."""
+    """A network called under autocast, whose outputs are fp32; everything else is the network's own.
+
+    Attention does not go through cuDNN: its backward pass gives NaN for queries whose logits are all far below zero,
+    where the number of keys is 64 more than a multiple of 128 (PyTorch issue 196678).
+    """
 
     def __init__(self, model: nn.Module, device: torch.device, bf16: bool):
         self.model, self._device, self._bf16 = model, device.type, bf16
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
+        kernels = sdpa_kernel(_ATTENTION) if self._device == "cuda" else nullcontext()
+        with kernels, torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
             out = self.model(*args, **kwargs)
         return _fp32(out) if self._bf16 else out
 
