@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ from ..geometry import rigid
 from ..hand.joints import OPENPOSE_FROM_MANO
 from ..hand.model import HandModel
 from .crops import extent, project
-from .parametric import CrossBlock, HandNetwork, HandOutput, Points, Refinement, place
+from .parametric import CrossBlock, HandNetwork, HandOutput, Points, Refinement, fine_widths, place
 from .vit import ViTConfig
 
 
@@ -45,9 +46,11 @@ class DirectConfig:
     rank: int = 16  # of the learned correction of the upsampling
     fov: bool = True
     refine: int = 1
+    backbone: Literal["vit", "mobile"] = "vit"  # as in `ParametricConfig`
 
 
 TINY = DirectConfig()
+MOBILE = replace(TINY, backbone="mobile")
 
 
 class Graph(nn.Module):
@@ -107,8 +110,8 @@ class DirectHand(HandNetwork):
         self.norms = nn.ModuleList(nn.LayerNorm(c.dim) for _ in range(1 + c.refine))
         self.points = Points(c.dim, width)
         self.xyz, self.camera = nn.Linear(c.dim, 3), nn.Linear(c.dim, 3)
-        fine = (width // 4, width // 2) if c.vit.stem == "conv" else ()
-        self.refinements = nn.ModuleList(Refinement(c.dim, (*fine, width), width, c) for _ in range(c.refine))
+        widths = (*fine_widths(c), width)
+        self.refinements = nn.ModuleList(Refinement(c.dim, widths, width, c) for _ in range(c.refine))
         self.rexyz = nn.ModuleList(nn.Linear(c.dim, 3) for _ in range(c.refine))
         self.recamera = nn.ModuleList(nn.Linear(c.dim, 3) for _ in range(c.refine))
         self.repoints = nn.ModuleList(nn.Linear(c.dim, 3) for _ in range(c.refine))

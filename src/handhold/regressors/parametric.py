@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,7 @@ from ..errors import UnusableInput
 from ..geometry import rigid
 from ..hand.joints import MANO_NAMES, OPENPOSE_NAMES
 from ..hand.model import HandModel
-from . import vit
+from . import mobile, vit
 from .crops import HandCrops, HandPrediction, extent, project, to_camera
 from .vit import ViT, ViTConfig
 
@@ -46,13 +47,15 @@ class ParametricConfig:
     fov: bool = True  # tell the network the crop's field of view
     refine: int = 1  # rounds of refinement
     points: bool = True  # joints seen directly in the picture, with variances
+    backbone: Literal["vit", "mobile"] = "vit"  # "mobile": of `vit`, only `image` and `width` (of the grid) are used
 
 
 TINY = ParametricConfig()
 HAMER = ParametricConfig(
     vit.HAMER_VIT, 1024, 6, 8, 64, 1024, queries="one", camera="weak", focal=5000.0, fov=False, refine=0, points=False
 )
-CONFIGS = {"tiny": TINY, "hamer": HAMER}
+MOBILE = replace(TINY, backbone="mobile")
+CONFIGS = {"tiny": TINY, "hamer": HAMER, "mobile": MOBILE}
 CONFIGS["small"] = replace(TINY, vit=replace(vit.SIZES["small"], stem="conv", drop_path=0.1), dim=384, heads=6, mlp=768)
 
 
@@ -103,7 +106,8 @@ class HandNetwork(nn.Module):
     def __init__(self, config, hand: HandModel | None):
         super().__init__()
         self.config = config
-        self.backbone = ViT(config.vit)
+        self.mobile = getattr(config, "backbone", "vit") == "mobile"
+        self.backbone = mobile.MobileBackbone(config.vit.width) if self.mobile else ViT(config.vit)
         with torch.device("cpu"):  # real numbers also where the network is built on the meta device
             self._hand = (hand or HandModel.open("right")).to(torch.float32)
         if self._hand.side != "right":
@@ -128,7 +132,8 @@ class HandNetwork(nn.Module):
 
     def features(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """sRGB crops (N,3,h,w) in [0,1] -> the backbone's features."""
-        return self.backbone((image.to(self.image_mean.dtype) - self.image_mean) / self.image_std)
+        image = image.to(self.image_mean.dtype)
+        return self.backbone(image if self.mobile else (image - self.image_mean) / self.image_std)
 
     def predict(self, crops: HandCrops, trust: float = 0.5) -> HandPrediction:
         """Hands in the true cameras' frames; no gradients. `trust` as in `crops.to_camera`."""
@@ -138,6 +143,15 @@ class HandNetwork(nn.Module):
             return to_camera(
                 crops, o.joints, o.vertices, o.points, sigma, o.rotations, o.betas, self.hand, trust
             )  # fmt: skip
+
+
+def fine_widths(config) -> tuple[int, ...]:
+    """Channels of the backbone's fine maps, finest first."""
+    if config.backbone not in ("vit", "mobile"):
+        raise ValueError(f"backbone is {config.backbone!r}; it must be 'vit' or 'mobile'")
+    if config.backbone == "mobile":
+        return mobile.FINE
+    return (config.vit.width // 4, config.vit.width // 2) if config.vit.stem == "conv" else ()
 
 
 def place(camera: Tensor, joints: Tensor, K: Tensor, size: tuple[int, int], kind: str, focal: float) -> Tensor:
@@ -253,8 +267,8 @@ class ParametricHand(HandNetwork):
         self.fov = nn.Linear(1, c.dim) if c.fov else None
         self.points = Points(c.dim, width) if c.points else None
         if c.refine:
-            fine = (width // 4, width // 2) if c.vit.stem == "conv" else ()
-            self.refinements = nn.ModuleList(Refinement(c.dim, (*fine, width), width, c) for _ in range(c.refine))
+            maps = (*fine_widths(c), width)
+            self.refinements = nn.ModuleList(Refinement(c.dim, maps, width, c) for _ in range(c.refine))
             self.residuals = nn.ModuleList(Readout(c) for _ in range(c.refine))
             self.repoints = nn.ModuleList(nn.Linear(c.dim, 3) for _ in range(c.refine if c.points else 0))
             for m in self.repoints:

@@ -15,6 +15,7 @@ from ..checkpoints import load_model, save_checkpoint
 from ..crops import CropJitter, HandCrops, hand_crops, upright_angles
 from ..direct import DirectConfig, DirectHand
 from ..hand_losses import ExactWeights, HamerWeights, exact_loss, hamer_loss, hand_errors
+from ..mobile import load_trunk
 from ..parametric import HandOutput, ParametricConfig, ParametricHand
 from ..segmenter import Segmenter, SegmenterConfig, augment, confusion, corrupt_previous, segmenter_loss
 from .augment import AugmentConfig, augment_crops, hide_points
@@ -38,6 +39,8 @@ class HandTraining:
     """`exact` is ours, for exact truth; `hamer` has the published terms and weights."""
     start: Path | None = None
     """Checkpoint whose weights the training begins with, instead of random ones."""
+    start_trunk: Path | None = None
+    """Pretrained weights of the mobile backbone (`hand_landmark_full.tflite`, or safetensors) to begin with."""
     jitter: CropJitter = field(default_factory=CropJitter)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     exact: ExactWeights = field(default_factory=ExactWeights)
@@ -100,7 +103,12 @@ class HandTask:
 
     def build(self) -> nn.Module:
         kind = ParametricHand if isinstance(self.net, ParametricConfig) else DirectHand
-        return _started(kind(self.net), self.config.start)
+        model = kind(self.net)
+        if self.config.start_trunk is not None and self.config.start is None:
+            if self.net.backbone != "mobile":
+                raise UnusableInput("start_trunk holds a mobile backbone; set net.backbone to 'mobile'.")
+            model.backbone.trunk.load_state_dict(load_trunk(self.config.start_trunk))
+        return _started(model, self.config.start)
 
     def inputs(self, batch: SynthBatch, seed: int) -> HandCrops:
         return self.crops(batch, seed, self.config, self.net.vit.image)
