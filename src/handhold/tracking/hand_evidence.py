@@ -174,8 +174,10 @@ def guess_scale(ev: hs.Evidence, wrist: Tensor, centre: Tensor | None) -> float:
     return float(np.log(s if 0.5 * fallback < s < 2 * fallback else fallback))
 
 
-def starts(model: HandModel, ev: hs.Evidence, centre: Tensor | None, seed: int, n_random: int = 8) -> hs.HandState:
-    """Hypotheses: the orientations single frames vote for, and random ones for when all of them are wrong."""
+def starts(model: HandModel, ev: hs.Evidence, centre: Tensor | None, seed: int) -> hs.HandState:
+    """Hypotheses: the orientations single frames vote for, and random ones for when all of them are wrong (fewer of
+    these when two sources vote)."""
+    n_random = 8 if ev.sources == 1 else 4
     _, wrist = per_frame_guess(model, ev)
     parts = [ev.source(k) for k in range(ev.sources)]
     in_carrier = torch.cat([ev.rot[0].mT @ per_frame_guess(model, p)[0] for p in parts])
