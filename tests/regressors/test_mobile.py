@@ -60,11 +60,13 @@ def test_the_trunk_survives_safetensors(asset, tmp_path):
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
 def test_maps_of_four_strides_at_any_size(size):
     h, w = size
-    maps = MobileTrunk()(torch.rand(2, 3, h, w))
+    *maps, landmarks = MobileTrunk()(torch.rand(2, 3, h, w))
+    assert landmarks.shape == (2, 2, 21, 3)
     assert [tuple(m.shape) for m in maps] == [
         (2, c, h // s, w // s) for c, s in zip((*mobile.FINE, *mobile.COARSE), (4, 8, 16, 32), strict=True)
     ]
-    grid, fine = MobileBackbone(48)(torch.rand(2, 3, h, w))
+    grid, fine, hints = MobileBackbone(48)(torch.rand(2, 3, h, w))
+    assert hints.shape == (2, 126)
     assert grid.shape == (2, 48, h // 16, w // 16) and [m.shape[1] for m in fine] == list(mobile.FINE)
 
 

@@ -123,7 +123,7 @@ class DirectHand(HandNetwork):
     def forward(self, image: Tensor, K: Tensor) -> HandOutput:
         """image (N,3,h,w) sRGB in [0,1]; K (N,3,3) of the crop cameras."""
         size = image.shape[-2:]
-        grid, fine = self.features(image)
+        grid, fine, hints = self.look(image)
         context = grid.flatten(2).transpose(1, 2)
         x = (self.query + F.pad(self.embed(self.template), (0, 0, 1, 0))).expand(len(image), -1, -1)
         if self.training and self.config.mask:
@@ -131,6 +131,8 @@ class DirectHand(HandNetwork):
             hide = torch.rand(x.shape[:2], device=x.device) < share
             hide = hide & (torch.arange(x.shape[1], device=x.device) > 0)
             x = torch.where(hide[..., None], (self.query + self.masked).to(x.dtype), x)
+        if self.mobile:
+            x = x + F.pad(hints, (0, 0, 0, self.config.n_coarse))
         if self.fov is not None:
             x = x + self.fov((size[1] / 2 / K[:, 0, 0]).log()[:, None, None])
         for i, block in enumerate(self.blocks):

@@ -61,20 +61,30 @@ class Inverted(nn.Module):
 
 
 class MobileTrunk(nn.Module):
-    """Images (N,3,H,W) in [0,1] -> maps of strides 4, 8, 16 and 32: 24, 40, 112 and 1152 channels."""
+    """Images (N,3,H,W) in [0,1] -> maps of strides 4, 8, 16 and 32 (24, 40, 112 and 1152 channels), and landmarks
+    (N,2,21,3): pixels of a crop of 224 with relative depth, and metres (camera axes, origin near the knuckles).
+    Without landmarks, only `maps` can be called."""
 
-    def __init__(self) -> None:
+    def __init__(self, landmarks: bool = True) -> None:
         super().__init__()
         self.stem = nn.ModuleList([Same(3, 24, 3, 2), Same(24, 24, 3, groups=24), Same(24, 16, 1)])
         self.blocks = nn.ModuleList(Inverted(*b) for b in BLOCKS)
         self.last = nn.ModuleList([Same(192, 1152, 1), Same(1152, 1152, 3, groups=1152)])
+        if landmarks:
+            self.points, self.world = nn.Linear(1152, 63), nn.Linear(1152, 63)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 linear = m.kernel_size == (1, 1) and m.out_channels < m.in_channels
                 nn.init.kaiming_normal_(m.weight, nonlinearity="linear" if linear else "relu")
                 nn.init.zeros_(m.bias)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        *maps, x = self.maps(x)
+        mean = x.mean((2, 3))
+        return *maps, x, torch.stack([self.points(mean), self.world(mean)], 1).unflatten(-1, (21, 3))
+
+    def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four maps alone."""
         if x.shape[-1] % 32 or x.shape[-2] % 32:
             raise ValueError(f"images of this backbone are multiples of 32 on both sides, not {tuple(x.shape[-2:])}")
         if x.device.type == "cpu":
@@ -99,17 +109,18 @@ class MobileLandmarks(nn.Module):
         super().__init__()
         self.trunk = MobileTrunk()
         self.left, self.presence = nn.Linear(1152, 1), nn.Linear(1152, 1)
-        self.points, self.world = nn.Linear(1152, 63), nn.Linear(1152, 63)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        x = self.trunk(image)[-1].mean((2, 3))
-        points, world = self.points(x).unflatten(-1, (21, 3)), self.world(x).unflatten(-1, (21, 3))
-        return points, self.presence(x)[:, 0].sigmoid(), self.left(x)[:, 0].sigmoid(), world
+        *_, x, landmarks = self.trunk(image)
+        x = x.mean((2, 3))
+        return landmarks[:, 0], self.presence(x)[:, 0].sigmoid(), self.left(x)[:, 0].sigmoid(), landmarks[:, 1]
 
 
 class MobileBackbone(nn.Module):
-    """Images (N,3,H,W) in [0,1] -> (features (N,width,H/16,W/16), maps of strides 4 and 8), as `vit.ViT` with a conv
-    stem. The features are the maps of strides 16 and 32, each through a 1x1 convolution, summed and normalised."""
+    """Images (N,3,H,W) in [0,1] -> (features (N,width,H/16,W/16), maps of strides 4 and 8) as `vit.ViT` with a conv
+    stem, and the trunk's own landmarks, each number of order one (N,126).
+
+    The features are the maps of strides 16 and 32, each through a 1x1 convolution, summed and normalised."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -117,11 +128,13 @@ class MobileBackbone(nn.Module):
         self.lateral = nn.ModuleList(nn.Conv2d(c, width, 1) for c in COARSE)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        quarter, eighth, coarse, last = self.trunk(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+        quarter, eighth, coarse, last, landmarks = self.trunk(x)
         up = F.interpolate(self.lateral[1](last), scale_factor=2.0, mode="bilinear", align_corners=False)
         grid = self.lateral[0](coarse) + up
-        return self.norm(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), (quarter, eighth)
+        points = landmarks[:, 0] / 112 - landmarks.new_tensor([1.0, 1.0, 0.0])
+        hints = torch.cat([points.flatten(1), 20 * landmarks[:, 1].flatten(1)], 1)
+        return self.norm(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), (quarter, eighth), hints
 
 
 def load_trunk(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -163,7 +176,8 @@ def mobile_from_tflite(path: str | os.PathLike) -> dict[str, Tensor]:
     other = f"{path} is not MediaPipe's hand landmark network; run `handhold assets` to fetch it."
     with torch.device("meta"):
         net = MobileLandmarks()
-    names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d)] + ["left", "presence", "points", "world"]
+    names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d)]
+    names += ["left", "presence", "trunk.points", "trunk.world"]
     try:
         layers = _tflite_layers(path.read_bytes())
     except Exception as e:  # a damaged flatbuffer fails in many ways

@@ -108,6 +108,8 @@ class HandNetwork(nn.Module):
         self.config = config
         self.mobile = getattr(config, "backbone", "vit") == "mobile"
         self.backbone = mobile.MobileBackbone(config.vit.width) if self.mobile else ViT(config.vit)
+        if self.mobile:
+            self.hints = nn.Linear(126, 22 * config.dim)
         with torch.device("cpu"):  # real numbers also where the network is built on the meta device
             self._hand = (hand or HandModel.open("right")).to(torch.float32)
         if self._hand.side != "right":
@@ -132,8 +134,16 @@ class HandNetwork(nn.Module):
 
     def features(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """sRGB crops (N,3,h,w) in [0,1] -> the backbone's features."""
+        return self.look(image)[:2]
+
+    def look(self, image: Tensor) -> tuple[Tensor, tuple[Tensor, ...], Tensor | float]:
+        """sRGB crops (N,3,h,w) in [0,1] -> features, fine maps, and what the backbone's own landmarks add to the first
+        22 queries (N,22,dim); 0 when it has none."""
         image = image.to(self.image_mean.dtype)
-        return self.backbone(image if self.mobile else (image - self.image_mean) / self.image_std)
+        if not self.mobile:
+            return *self.backbone((image - self.image_mean) / self.image_std), 0.0
+        grid, fine, hints = self.backbone(image)
+        return grid, fine, self.hints(hints).unflatten(-1, (22, -1))
 
     def predict(self, crops: HandCrops, trust: float = 0.5) -> HandPrediction:
         """Hands in the true cameras' frames; no gradients. `trust` as in `crops.to_camera`."""
@@ -257,8 +267,8 @@ class ParametricHand(HandNetwork):
         width = c.vit.width
         if c.queries not in ("one", "joints") or c.camera not in ("weak", "perspective"):
             raise ValueError("queries must be 'one' or 'joints', and the camera 'weak' or 'perspective'")
-        if (c.refine or c.points) and c.queries == "one":
-            raise ValueError("refinement and the point head need queries='joints'")
+        if (c.refine or c.points or self.mobile) and c.queries == "one":
+            raise ValueError("refinement, the point head and the mobile backbone need queries='joints'")
         self.query = nn.Parameter(torch.randn(1, 1 if c.queries == "one" else 22, c.dim) * 0.02)
         self.blocks = nn.ModuleList(CrossBlock(c.dim, width, c.heads, c.dim_head, c.mlp) for _ in range(c.depth))
         one = c.queries == "one"  # HaMeR reads out its token as it is
@@ -283,9 +293,9 @@ class ParametricHand(HandNetwork):
     def forward(self, image: Tensor, K: Tensor) -> HandOutput:
         """image (N,3,h,w) sRGB in [0,1]; K (N,3,3) of the crop cameras."""
         c, size = self.config, image.shape[-2:]
-        grid, fine = self.features(image)
+        grid, fine, hints = self.look(image)
         context = grid.flatten(2).transpose(1, 2)
-        x = self.query.expand(len(image), -1, -1)
+        x = self.query.expand(len(image), -1, -1) + hints
         if self.fov is not None:
             x = x + self.fov((size[1] / 2 / K[:, 0, 0]).log()[:, None, None])
         for block in self.blocks:
