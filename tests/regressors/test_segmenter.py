@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -21,6 +23,7 @@ from handhold.regressors.segmenter import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = SegmenterConfig(widths=(8, 12, 16, 24, 32), depths=(1, 1, 1, 1, 1), up_depths=(1, 1, 1, 1), heads=2)
+MOBILE = replace(segmenter.MOBILE, widths=(8, 12, 16, 24, 32), depths=(1,), up_depths=(1, 1, 1, 1), heads=2)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -55,13 +58,20 @@ def untrained(config: SegmenterConfig | None = None) -> Segmenter:
     return model.eval()
 
 
+def test_an_unknown_backbone_is_refused():
+    with pytest.raises(ValueError, match="own.*mobile"):
+        SegmenterConfig(backbone="resnet")
+
+
 def test_the_shipped_size():
+    assert sum(p.numel() for p in Segmenter(segmenter.MOBILE).parameters()) < 5e6
     assert sum(p.numel() for p in Segmenter().parameters()) < 5e6
 
 
+@pytest.mark.parametrize("config", [SMALL, MOBILE], ids=["own", "mobile"])
 @pytest.mark.parametrize("size", [(64, 64), (45, 71), (36, 100)])
-def test_any_size_and_folding_changes_nothing(size):
-    model = untrained(SMALL)
+def test_any_size_and_folding_changes_nothing(size, config):
+    model = untrained(config)
     x = torch.rand(2, 3, *size, generator=seeded())
     previous = torch.rand(2, 5, *size, generator=seeded()).softmax(1)
     with torch.no_grad():

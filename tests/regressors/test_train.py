@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from handhold.errors import UnusableInput
 from handhold.regressors.training.config import OptimConfig
-from handhold.regressors.training.loop import Learner, differing, schedule
+from handhold.regressors.training.loop import Learner, differing, make_optimizer, schedule
 from handhold.regressors.training.streams import Ahead, Reuse, SlimStream, reused, seed_of
 from synth_hands import hand_batch
 
@@ -188,6 +188,14 @@ def test_norms_and_biases_do_not_decay():
     groups = Learner(TASKS[0], SMALL, torch.device("cpu")).optimizer.param_groups
     assert {g["weight_decay"] for g in groups} == {0.05, 0.0}
     assert all((p.ndim >= 2) == (g["weight_decay"] > 0) for g in groups for p in g["params"])
+
+
+def test_a_pretrained_trunk_has_a_rate_of_its_own():
+    model = torch.nn.ModuleDict({"trunk": torch.nn.Linear(2, 2), "head": torch.nn.Linear(2, 2)})
+    groups = make_optimizer(model, OptimConfig(trunk=0.25)).param_groups
+    factor = {p: g["factor"] for g in groups for p in g["params"]}
+    assert {factor[p] for p in model["trunk"].parameters()} == {0.25}
+    assert {factor[p] for p in model["head"].parameters()} == {1.0}
 
 
 def test_seeds_differ():

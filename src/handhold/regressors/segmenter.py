@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..datasets.synthetic.sample import LABELS
+from .mobile import COARSE, FINE, MobileTrunk
 from .segmenter_data import augment, corrupt_previous
 
 __all__ = [
@@ -46,10 +48,19 @@ class SegmenterConfig:
     up_depths: tuple[int, ...] = (1, 1, 2, 2)  # blocks of the stages at 1/2 .. 1/16, ascending
     expansion: int = 3  # channels inside a block, as a multiple
     heads: int = 8  # of the attention at 1/32; 0 leaves it out
+    backbone: Literal["own", "mobile"] = "own"
+    """`mobile` sees with the pretrained `mobile.MobileTrunk` beside a thin branch for details and the masks before; of
+    `depths` only the last counts."""
 
     def __post_init__(self) -> None:
         for name in ("widths", "depths", "up_depths"):
             object.__setattr__(self, name, tuple(getattr(self, name)))  # lists, when they come from JSON
+        if self.backbone not in ("own", "mobile"):
+            raise ValueError(f"backbone is {self.backbone!r}; it must be 'own' or 'mobile'")
+
+
+MOBILE = SegmenterConfig(widths=(16, 32, 64, 128, 192), depths=(2,), up_depths=(1, 1, 2, 2), backbone="mobile")
+THIN = (16, 24, 32, 48, 64)  # channels of the branch beside the trunk, at 1/2 .. 1/32
 
 
 class Segmenter(nn.Module):
@@ -65,24 +76,13 @@ class Segmenter(nn.Module):
         w, classes = c.widths, len(LABELS)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)
-        self.down, self.stages = nn.ModuleList(), nn.ModuleList()
-        before = 3 + classes
-        for i, (width, depth) in enumerate(zip(w, c.depths, strict=True)):
-            self.down.append(conv_bn(before, width, 3 if i < 2 else 2, stride=2, act=i < 2))
-            last = i == len(w) - 1
-            blocks: list[nn.Module] = []
-            for _ in range(depth):
-                if last and c.heads:
-                    blocks.append(Attention(width, c.heads))
-                blocks.append(Block(width, c.expansion if i else 2))
-            self.stages.append(nn.Sequential(*blocks))
-            before = width
+        self.encoder = Beside(c) if c.backbone == "mobile" else Encoder(c)
         self.context = Context(w[-1])
         self.lateral, self.lift, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for i in range(len(w) - 1):
-            self.lateral.append(conv_bn(w[i], w[i], 1, act=False))
+            self.lateral.append(conv_bn(self.encoder.channels[i], w[i], 1, act=False))
             self.lift.append(conv_bn(w[i + 1], w[i], 1, act=False))
-            self.up.append(nn.Sequential(*(Block(w[i], 2) for _ in range(c.up_depths[i]))))
+            self.up.append(nn.Sequential(*blocks(w[i], 2, c.up_depths[i])))
         self.head = nn.Sequential(conv_bn(w[0], 32, 3), nn.Conv2d(32, 4 * classes, 1))
         nn.init.zeros_(self.head[1].bias)
         nn.init.normal_(self.head[1].weight, std=0.01)
@@ -92,13 +92,12 @@ class Segmenter(nn.Module):
         if previous is None:
             previous = image.new_zeros(n, len(LABELS), h, w)
         x = torch.cat([(image - self.mean) / self.std, previous.to(image.dtype)], 1)
-        pad = 2 ** len(self.stages)
-        x = F.pad(x, (0, -w % pad, 0, -h % pad), mode="replicate")
-        x = x.contiguous(memory_format=torch.channels_last)
-        skips = []
-        for down, stage in zip(self.down, self.stages, strict=True):
-            x = stage(down(x))
-            skips.append(x)
+        pad = 2 ** len(self.config.widths)
+        pad = (0, -w % pad, 0, -h % pad)
+        x = F.pad(x, pad, mode="replicate").contiguous(memory_format=torch.channels_last)
+        if self.config.backbone == "mobile":
+            image = F.pad(image, pad, mode="replicate")
+        *skips, x = self.encoder(x, image)
         x = self.context(x)
         for i in reversed(range(len(self.lateral))):
             lifted = F.interpolate(self.lift[i](x), scale_factor=2, mode="bilinear", align_corners=False)
@@ -118,6 +117,68 @@ class Segmenter(nn.Module):
                         int(name), nn.Sequential(conv, *rest)
                     )
         return model.to(memory_format=torch.channels_last)
+
+
+class Encoder(nn.Module):
+    """Normalised pictures with masks before (N,8,H,W) -> maps at 1/2 .. 1/32, from random weights."""
+
+    def __init__(self, c: SegmenterConfig) -> None:
+        super().__init__()
+        self.channels = c.widths
+        self.down, self.stages = nn.ModuleList(), nn.ModuleList()
+        before = 3 + len(LABELS)
+        for i, (width, depth) in enumerate(zip(c.widths, c.depths, strict=True)):
+            self.down.append(conv_bn(before, width, 3 if i < 2 else 2, stride=2, act=i < 2))
+            last = i == len(c.widths) - 1
+            self.stages.append(
+                whole(c, depth) if last else nn.Sequential(*blocks(width, c.expansion if i else 2, depth))
+            )
+            before = width
+
+    def forward(self, x: Tensor, image: Tensor) -> list[Tensor]:
+        maps = []
+        for down, stage in zip(self.down, self.stages, strict=True):
+            x = stage(down(x))
+            maps.append(x)
+        return maps
+
+
+class Beside(nn.Module):
+    """As `Encoder`: a pretrained trunk, which sees the picture (N,3,H,W) in [0,1] alone, and beside it strided
+    convolutions of picture and masks before. Their maps are stacked, at 1/32 mixed and looked at as a whole."""
+
+    def __init__(self, c: SegmenterConfig) -> None:
+        super().__init__()
+        self.trunk = MobileTrunk(landmarks=False)
+        seen = (*FINE, *COARSE)
+        self.thin = nn.ModuleList()
+        for i, (before, width) in enumerate(zip((3 + len(LABELS), *THIN), THIN, strict=False)):
+            self.thin.append(conv_bn(before, width, 3 if i < 2 else 2, stride=2))
+        self.channels = (THIN[0], *(a + b for a, b in zip(THIN[1:], seen, strict=True)))
+        self.mix = conv_bn(self.channels[-1], c.widths[-1], 1)
+        self.whole = whole(c, c.depths[-1])
+
+    def forward(self, x: Tensor, image: Tensor) -> list[Tensor]:
+        maps = []
+        for thin in self.thin:
+            x = thin(x)
+            maps.append(x)
+        maps[1:] = [torch.cat([a, b], 1) for a, b in zip(maps[1:], self.trunk.maps(image), strict=True)]
+        maps[-1] = self.whole(self.mix(maps[-1]))
+        return maps
+
+
+def blocks(width: int, expansion: int, depth: int) -> list[nn.Module]:
+    """So many blocks."""
+    return [Block(width, expansion) for _ in range(depth)]
+
+
+def whole(c: SegmenterConfig, depth: int) -> nn.Sequential:
+    """Blocks at 1/32, each after a look at the whole picture."""
+    layers: list[nn.Module] = []
+    for block in blocks(c.widths[-1], c.expansion, depth):
+        layers += [Attention(c.widths[-1], c.heads), block] if c.heads else [block]
+    return nn.Sequential(*layers)
 
 
 def conv_bn(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:

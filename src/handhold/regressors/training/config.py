@@ -20,6 +20,8 @@ class OptimConfig:
     """Share of the training during which the rate rises from zero."""
     floor: float = 0.0
     """The rate at the end, as a share of the peak."""
+    trunk: float = 1.0
+    """Factor on the rate of pretrained backbones (`trunk` in the network)."""
     clip: float = 1.0
     """Largest norm of a task's gradient; a larger one is scaled down. 0 does not clip."""
     ema: float = 0.999

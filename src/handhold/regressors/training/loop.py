@@ -119,7 +119,7 @@ class Learner:
         bad = (~torch.isfinite(norm)).float().reshape(())
         self.optimizer.found_inf = bad  # the fused kernel leaves everything as it is where this is 1, without a sync
         for group in self.optimizer.param_groups:
-            group["lr"] = optim.lr * self.task.lr * rate
+            group["lr"] = optim.lr * self.task.lr * rate * group["factor"]
         self.optimizer.step()
         self._average(step)
         return {"loss": loss.detach(), "grad": norm.detach(), "skipped": bad} | metrics
@@ -151,12 +151,13 @@ class Learner:
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW that decays the matrices of linear layers and convolutions, and nothing else."""
-    decayed, free = [], []
+    sorts: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, p in model.named_parameters():
         if p.requires_grad:
-            (decayed if p.ndim >= 2 and name.endswith(".weight") else free).append(p)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    groups = [g for g in groups if g["params"]]
+            decay = config.weight_decay if p.ndim >= 2 and name.endswith(".weight") else 0.0
+            factor = config.trunk if "trunk" in name.split(".") else 1.0
+            sorts.setdefault((decay, factor), []).append(p)
+    groups = [{"params": ps, "weight_decay": d, "factor": f} for (d, f), ps in sorts.items()]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 

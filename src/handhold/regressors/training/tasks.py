@@ -65,6 +65,8 @@ class SegmenterTraining:
     """Further weight of pixels near edges of labels."""
     start: Path | None = None
     """Checkpoint whose weights the training begins with, instead of random ones."""
+    start_trunk: Path | None = None
+    """Pretrained weights of the mobile backbone (`hand_landmark_full.tflite`, or safetensors) to begin with."""
 
 
 class CropMaker:
@@ -166,7 +168,14 @@ class SegmenterTask:
         return self.config.lr
 
     def build(self) -> nn.Module:
-        return _started(Segmenter(self.net), self.config.start)
+        model = Segmenter(self.net)
+        if self.config.start_trunk is not None and self.config.start is None:
+            if self.net.backbone != "mobile":
+                raise UnusableInput("start_trunk holds a mobile backbone; set net.backbone to 'mobile'.")
+            trunk = model.encoder.trunk
+            found = load_trunk(self.config.start_trunk)
+            trunk.load_state_dict({k: found[k] for k in trunk.state_dict()})
+        return _started(model, self.config.start)
 
     def inputs(self, batch: SynthBatch, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures, labels, and masks of a frame before."""
