@@ -14,7 +14,7 @@ LAYERS = (
     ("hand", "shapes", "motions"),
     ("render", "losses", "metrics", "priors"),
     ("datasets", "regressors", "tracking", "methods", "export"),
-    ("view", "runs", "config", "pipeline", "progress", "stages", "train", "doctor", "cli"),
+    ("view", "runs", "config", "pipeline", "progress", "stages", "train", "doctor", "arguments", "cli"),
 )
 RANK = {name: i for i, names in enumerate(LAYERS) for name in names}
 ROOT = Path(handhold.__file__).parent
