@@ -1,15 +1,17 @@
 """The hand regressor over a clip: a box per frame, several looks at each, one answer with a confidence per joint.
 
 Where to look is told by landmarks where they are sure, else by the segmenter's hand, else by the frames before and
-after. A first look corrects the box; the others are shifted, scaled and turned versions of it. Their mean is the
+after. A first look corrects the box, and turns it where the network was trained on upright hands; the others are
+shifted, scaled and turned versions of it. Their mean is the
 answer, and their disagreement is added to what the network itself thinks of its error: a network that is sure of
 different things in almost the same picture is not to be believed.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib import resources
 from pathlib import Path
 
@@ -23,13 +25,15 @@ from ..geometry import rigid
 from ..hand import HandModel
 from ..scene import HandEstimates, Landmarks
 from .checkpoints import load_model
-from .crops import HandCrops, HandPrediction, box_of_points, crop_hands
+from .crops import HandCrops, HandPrediction, box_of_points, crop_hands, upright_angles
 
 REGRESSOR, SEGMENTER = "hand_regressor.safetensors", "segmenter.safetensors"  # as shipped
 
 # (shift x, shift y, scale, turn) of the looks, shares of the box's side and radians. Never mirrored: the network knows
 # right hands only, and left ones are mirrored to be that.
 _LOOKS = ((0.0, 0.0, 1.0, 0.0), (0.04, 0.02, 0.92, 0.25), (-0.04, -0.02, 1.1, -0.25))
+# First looks where the network wants hands upright and nothing is known yet.
+_TURNS = tuple((0.0, 0.0, 1.0, turn) for turn in (0.0, math.pi / 2, math.pi, -math.pi / 2))
 _SURE = 0.5  # landmarks above this confidence say where the hand is
 _BRIDGE = 6  # frames without a box that are filled in between two that have one
 _OUTLIER = 0.1  # what is left of the confidence of a frame that no neighbour resembles
@@ -127,24 +131,40 @@ def _look_closely(model: nn.Module, pictures: Tensor, K: np.ndarray, boxes: Tens
     """Pictures (N,3,H,W) -> rotations (N,16,3,3), betas (N,10), joints (N,21,3), points (N,21,2), confidence
     (N,21)."""
     boxes = boxes.to(pictures.device)
-    first = model.predict(_crops(model, pictures, K, boxes, side, _LOOKS[0]))
+    upright = getattr(model, "extra", {}).get("looks", 1) > 1  # trained on crops turned upright by a first look
+    turns = _TURNS if upright else _LOOKS[:1]
+    first = _best([model.predict(_crops(model, pictures, K, boxes, side, turn)) for turn in turns])
     seen = box_of_points(first.points)
     sure = first.confidence.mean(1, keepdim=True) > 0.3
     span = (boxes[:, 2:] - boxes[:, :2]).amax(1, keepdim=True)
     sane = (seen[:, 2:] - seen[:, :2]).amax(1, keepdim=True).div(span).log().abs() < 0.9
     boxes = torch.where(sure & sane, seen, boxes)
-    looks = [model.predict(_crops(model, pictures, K, boxes, side, look)) for look in _LOOKS]
+    angles = upright_angles(first.points) if upright else boxes.new_zeros(len(boxes))
+    looks = [model.predict(_crops(model, pictures, K, boxes, side, look, angles)) for look in _LOOKS]
     return merge(looks)
 
 
-def _crops(model: nn.Module, pictures: Tensor, K, boxes: Tensor, side: str, look) -> HandCrops:
+def _best(looks: list[HandPrediction]) -> HandPrediction:
+    """Of each hand, the look that is surest of it."""
+    if len(looks) == 1:
+        return looks[0]
+    best = torch.stack([x.confidence.mean(1) for x in looks]).argmax(0)  # (N,)
+    row = torch.arange(len(best), device=best.device)
+    values = {k.name: [getattr(x, k.name) for x in looks] for k in fields(HandPrediction)}
+    return HandPrediction(**{k: None if v[0] is None else torch.stack(v)[best, row] for k, v in values.items()})
+
+
+def _crops(
+    model: nn.Module, pictures: Tensor, K, boxes: Tensor, side: str, look, angles: Tensor | None = None
+) -> HandCrops:
     sx, sy, scale, turn = look
     middle, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     middle = middle + extent.amax(1, keepdim=True) * boxes.new_tensor([sx, sy])
     n = len(boxes)
+    angles = turn + (boxes.new_zeros(n) if angles is None else angles)
     return crop_hands(
         pictures, K, torch.cat([middle - scale * extent / 2, middle + scale * extent / 2], 1),
-        [side == "left"] * n, boxes.new_full((n,), turn), torch.arange(n, device=boxes.device), model.image_size,
+        [side == "left"] * n, angles, torch.arange(n, device=boxes.device), model.image_size,
     )  # fmt: skip
 
 
