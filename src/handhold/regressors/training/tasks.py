@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ... import assets
 from ...datasets.synthetic.sample import SynthBatch
 from ...errors import UnusableInput
 from ..checkpoints import load_model, save_checkpoint
@@ -39,8 +40,11 @@ class HandTraining:
     """`exact` is ours, for exact truth; `hamer` has the published terms and weights."""
     start: Path | None = None
     """Checkpoint whose weights the training begins with, instead of random ones."""
-    start_trunk: Path | None = None
-    """Pretrained weights of the mobile backbone (`hand_landmark_full.tflite`, or safetensors) to begin with."""
+    start_trunk: Literal["mediapipe"] | Path | None = None
+    """Pretrained weights of the mobile backbone to begin with: `mediapipe` are those that `handhold assets` fetches, a
+    path is another `.tflite` or safetensors file."""
+    freeze: int = 0
+    """Blocks of the mobile backbone, counted from the picture, that keep their weights; with 1 or more the stem too."""
     jitter: CropJitter = field(default_factory=CropJitter)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     exact: ExactWeights = field(default_factory=ExactWeights)
@@ -65,8 +69,9 @@ class SegmenterTraining:
     """Further weight of pixels near edges of labels."""
     start: Path | None = None
     """Checkpoint whose weights the training begins with, instead of random ones."""
-    start_trunk: Path | None = None
-    """Pretrained weights of the mobile backbone (`hand_landmark_full.tflite`, or safetensors) to begin with."""
+    start_trunk: Literal["mediapipe"] | Path | None = None
+    """Pretrained weights of the mobile backbone to begin with: `mediapipe` are those that `handhold assets` fetches, a
+    path is another `.tflite` or safetensors file."""
 
 
 class CropMaker:
@@ -109,7 +114,11 @@ class HandTask:
         if self.config.start_trunk is not None and self.config.start is None:
             if self.net.backbone != "mobile":
                 raise UnusableInput("start_trunk holds a mobile backbone; set net.backbone to 'mobile'.")
-            model.backbone.trunk.load_state_dict(load_trunk(self.config.start_trunk))
+            model.backbone.trunk.load_state_dict(load_trunk(_trunk(self.config.start_trunk)))
+        if self.config.freeze and self.net.backbone == "mobile":
+            trunk = model.backbone.trunk
+            for part in (trunk.stem, *trunk.blocks[: self.config.freeze]):
+                part.requires_grad_(False)
         return _started(model, self.config.start)
 
     def inputs(self, batch: SynthBatch, seed: int) -> HandCrops:
@@ -173,7 +182,7 @@ class SegmenterTask:
             if self.net.backbone != "mobile":
                 raise UnusableInput("start_trunk holds a mobile backbone; set net.backbone to 'mobile'.")
             trunk = model.encoder.trunk
-            found = load_trunk(self.config.start_trunk)
+            found = load_trunk(_trunk(self.config.start_trunk))
             trunk.load_state_dict({k: found[k] for k in trunk.state_dict()})
         return _started(model, self.config.start)
 
@@ -214,6 +223,10 @@ def _mean_mpjpe(out: HandOutput, crops: HandCrops) -> Tensor:
     t = crops.truth
     error = (out.joints - out.joints[:, :1] - t.joints + t.joints[:, :1]).detach().norm(dim=-1).mean(1)
     return 1000 * (error * t.weight).sum() / t.weight.sum().clamp_min(1)
+
+
+def _trunk(choice: str | Path) -> Path:
+    return assets.path("hand_landmark") if choice == "mediapipe" else Path(choice)
 
 
 def _started(model: nn.Module, path: Path | None) -> nn.Module:
