@@ -77,7 +77,8 @@ class PointTask:
         return (model(batch.x)["y"][:, :, None, None].clamp(0, 1) * 255).expand(-1, 2, 3, 3).to(torch.uint8)
 
     def save(self, path, model, extra):
-        save_file({k: v.clone() for k, v in model.state_dict().items()}, path, {k: json.dumps(v) for k, v in extra.items()})
+        tensors = {k: v.clone() for k, v in model.state_dict().items()}
+        save_file(tensors, path, {k: json.dumps(v) for k, v in extra.items()})
 
 
 SMALL = LoopConfig(

@@ -229,7 +229,7 @@ class Synth:
             hands=torch.stack([torch.ones_like(both), both], 1), contact=contact,
             has_object=has_object, index=index, cam_from_object=cam_from_object, angle=angle, bend=bend,
             **self._surroundings(n, center, depth, K, first, last, g),
-            arms=(_apply(arms.sample_arms(n, g), lambda x: x.to(device)), _apply(arms.sample_arms(n, g), lambda x: x.to(device))),
+            arms=_apply((arms.sample_arms(n, g), arms.sample_arms(n, g)), lambda x: x.to(device)),
             mirror=chance(0.5),
         )  # fmt: skip
 
