@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from handhold import assets
 from handhold.datasets.synthetic.sample import SynthBatch
+from handhold.errors import MissingAsset
 from handhold.regressors.checkpoints import load_model
+from handhold.regressors.mobile import load_trunk
 from handhold.regressors.training.augment import AugmentConfig, augment_crops, hide_points
 from handhold.regressors.training.devices import Mixed
 from handhold.regressors.training.pictures import paint_labels
@@ -152,3 +155,19 @@ def test_labels_are_painted_over_the_picture():
     image = torch.full((1, 3, 4, 4), 0.5)
     painted = paint_labels(image, torch.tensor([[[0, 1], [2, 3]]]).repeat_interleave(2, 1).repeat_interleave(2, 2))
     assert (painted[0, 0, 0] == 127).all() and len({tuple(c) for c in painted[0].reshape(-1, 3).tolist()}) == 4
+
+
+def test_a_training_begins_with_the_trunk_and_keeps_its_first_blocks():
+    try:
+        trunk = load_trunk(assets.path("hand_landmark"))
+    except MissingAsset:
+        pytest.skip("the hand landmark network is not on this machine; `handhold assets` fetches it")
+    s = ParametricSettings(crops=2, augment=NONE, start_trunk="mediapipe", freeze=3)
+    net = replace(s.net, backbone="mobile", vit=TINY, dim=48, depth=1, heads=2, mlp=48, refine=0)
+    task = made("parametric", replace(s, net=net))
+    model = task.build()
+    assert all(torch.equal(v, trunk[k]) for k, v in model.backbone.trunk.state_dict().items())
+    task.loss(model, task.inputs(batch(), 0))[0].backward()
+    moved = {k for k, p in model.backbone.trunk.named_parameters() if p.grad is not None}
+    assert "blocks.3.project.weight" in moved
+    assert not any(k.startswith(("stem", "blocks.0.", "blocks.1.", "blocks.2.")) for k in moved)
