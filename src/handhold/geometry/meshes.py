@@ -38,7 +38,15 @@ def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """(*B,V,3) unit normals, the area-weighted mean of the triangles around each vertex."""
+    """(*B,V,3) unit normals, the area-weighted mean of the triangles around each vertex, zero where there are none.
+
+    faces (T,3), or (B,T,3) when each of the meshes (B,V,3) has its own."""
+    if faces.ndim == 3:
+        b, t, _ = faces.shape
+        at = faces.reshape(b, -1, 1).expand(-1, -1, 3)
+        p, q, r = vertices.gather(1, at).reshape(b, t, 3, 3).unbind(2)
+        n = torch.linalg.cross(q - p, r - p).repeat_interleave(3, 1)
+        return torch.nn.functional.normalize(torch.zeros_like(vertices).scatter_add_(1, at, n), dim=-1)
     n = face_cross(vertices, faces)
     out = torch.zeros_like(vertices)
     for k in range(3):

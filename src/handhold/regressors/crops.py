@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datasets.synthetic.sample import HandTruth, SynthBatch
+from ..datasets.synthetic.sample import HandTruth, SynthBatch, map_tensors
 from ..hand.model import HandModel
 from .crop_sampling import apply, inverse, planes, sample_crops
 
@@ -75,11 +75,11 @@ class HandCrops:
         return len(self.image)
 
     def to(self, device: str | torch.device) -> HandCrops:
-        return _map(self, lambda x: x.to(device, non_blocking=True))
+        return map_tensors(self, lambda x: x.to(device, non_blocking=True))
 
     def rows(self, index: Tensor | slice) -> HandCrops:
         """Some of the crops."""
-        return _map(self, lambda x: x[index])
+        return map_tensors(self, lambda x: x[index])
 
     def with_truth(self, truth: HandTruth, weight: Tensor | None = None) -> HandCrops:
         """The same crops with the truth of their hands, which is given in the true camera's frame, row by row."""
@@ -118,18 +118,11 @@ class HandPrediction:
         return len(self.joints)
 
     def to(self, device: str | torch.device) -> HandPrediction:
-        return _map(self, lambda x: x.to(device))
+        return map_tensors(self, lambda x: x.to(device))
 
     def rows(self, index: Tensor | slice) -> HandPrediction:
         """Some of the hands."""
-        return _map(self, lambda x: x[index])
-
-
-def _map(x, f):
-    def one(v):
-        return f(v) if isinstance(v, Tensor) else v if v is None else _map(v, f)
-
-    return replace(x, **{k.name: one(getattr(x, k.name)) for k in fields(x)})
+        return map_tensors(self, lambda x: x[index])
 
 
 def mirrors(flipped: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...geometry import meshes
 from ...hand.model import HandModel
 from . import arms
-from .objects import ObjectBank, articulate, deform, vertex_normals
+from .objects import ObjectBank, articulate, deform
 from .sample import BACKGROUND, FOREARM, LEFT, OBJECT, RIGHT
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Assembler:
         f = self.bank.faces[spec.index]
         part = THING + self.bank.part[spec.index].gather(1, f[..., 0]).clamp(0, 1)
         thing = thing @ spec.cam_from_object[:, :3, :3].mT + spec.cam_from_object[:, None, :3, 3]
-        put(thing, vertex_normals(thing, f), canon, f, OBJECT, part, spec.has_object)
+        put(thing, meshes.vertex_normals(thing, f), canon, f, OBJECT, part, spec.has_object)
         for e in range(spec.extras.shape[1]):
             i, t = spec.extras[:, e], spec.cam_from_extra[:, e]
             v, f = self.bank.vertices[i], self.bank.faces[i]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...geometry.meshes import vertex_normals
 from . import light as lighting
 from .filters import pick
 from .gbuffer import GBuffer, batch_faces, rasterize_batch
@@ -50,19 +51,6 @@ class Surfaces:
     material: Tensor  # (T,) or (B,T) int64 column of the material table
     canon: Tensor  # (B,V,3) or (V,3) coordinates of the texture, metres
     attrs: Tensor | None = None  # (B,V,A) or (V,A) of ATTRIBUTES, zero off the hands
-
-
-def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """(B,V,3) unit normals, area-weighted, of vertices (B,V,3) and each picture's own faces (B,T,3)."""
-    n, v = vertices.shape[:2]
-    faces = batch_faces(faces, n)
-    offset = torch.arange(n, device=faces.device)[:, None] * v
-    flat = vertices.reshape(-1, 3)
-    corner = (faces + offset[..., None]).reshape(-1, 3)
-    a, b, c = (flat[corner[:, k]] for k in range(3))
-    normal = torch.linalg.cross(b - a, c - a)
-    out = torch.zeros_like(flat).index_add_(0, corner.T.reshape(-1), normal.repeat(3, 1))
-    return F.normalize(out, dim=1).reshape(n, v, 3)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...geometry import queries, rigid
+from ...geometry.meshes import vertex_normals
 from .shapes_outlines import Thing
 from .shapes_recipes import RECIPES
 from .shapes_solids import split_creases
@@ -258,17 +259,6 @@ def _pack(rows: list[dict], device: str | torch.device) -> ObjectBank:
         size=torch.from_numpy(np.stack([np.ptp(r["vertices"], axis=0) for r in rows])),
         kind=tuple(r["kind"] for r in rows),
     ).to(device)
-
-
-def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Unit normals (B,V,3) of padded meshes, vertices (B,V,3) and faces (B,T,3): the area-weighted mean of the faces
-    around each vertex, zero where there are none."""
-    b, t, _ = faces.shape
-    corner = vertices.gather(1, faces.reshape(b, -1, 1).expand(-1, -1, 3)).reshape(b, t, 3, 3)
-    n = torch.linalg.cross(corner[:, :, 1] - corner[:, :, 0], corner[:, :, 2] - corner[:, :, 0])
-    out = torch.zeros_like(vertices)
-    out.scatter_add_(1, faces.reshape(b, -1, 1).expand(-1, -1, 3), n.repeat_interleave(3, 1))
-    return torch.nn.functional.normalize(out, dim=-1)
 
 
 def articulate(bank: ObjectBank, index: Tensor, angle: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,21 +65,26 @@ class SynthBatch:
         return self.right if side == "right" else self.left
 
     def to(self, device: str | torch.device) -> SynthBatch:
-        return _map(self, lambda x: x.to(device, non_blocking=True))
+        return map_tensors(self, lambda x: x.to(device, non_blocking=True))
 
     def rows(self, index: Tensor | slice) -> SynthBatch:
         """Some of the pictures."""
-        return _map(self, lambda x: x[index])
+        return map_tensors(self, lambda x: x[index])
 
     @staticmethod
     def cat(parts: list[SynthBatch]) -> SynthBatch:
         return _zip(parts)
 
 
-def _map(x, f):
-    return replace(
-        x, **{k.name: f(v) if isinstance(v := getattr(x, k.name), Tensor) else _map(v, f) for k in fields(x)}
-    )
+def map_tensors(x: Any, f: Callable[[Tensor], Tensor]) -> Any:
+    """`f` of every tensor in a nest of dataclasses and tuples; everything else stays."""
+    if isinstance(x, Tensor):
+        return f(x)
+    if isinstance(x, tuple):
+        return tuple(map_tensors(v, f) for v in x)
+    if is_dataclass(x):
+        return replace(x, **{k.name: map_tensors(getattr(x, k.name), f) for k in fields(x)})
+    return x
 
 
 def _zip(parts):

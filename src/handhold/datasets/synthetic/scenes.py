@@ -10,7 +10,7 @@ all scenes are then mirrored, so both sides are alike. Frames: OpenCV camera, me
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from .gbuffer import amodal_masks
 from .grasps import sample_grasps
 from .objects import ObjectBank, make_object_bank
 from .poses import sample_free_poses
-from .sample import LEFT, RIGHT, HandTruth, ObjectTruth, SynthBatch
+from .sample import LEFT, RIGHT, HandTruth, ObjectTruth, SynthBatch, map_tensors
 
 SPLITS = ("train", "val", "test")
 
@@ -94,10 +94,10 @@ class Spec:
         return len(self.K)
 
     def rows(self, index) -> Spec:
-        return _rows(self, index)
+        return map_tensors(self, lambda x: x[index])
 
     def to(self, device) -> Spec:
-        return _apply(self, lambda x: x.to(device))
+        return map_tensors(self, lambda x: x.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +109,7 @@ class Cast:
     background: Tensor  # (B,3,H,W) linear
 
     def rows(self, index: Tensor | slice) -> Cast:
-        return _rows(self, index)
-
-
-def _apply(x, f):
-    if isinstance(x, Tensor):
-        return f(x)
-    if isinstance(x, tuple):
-        return tuple(_apply(v, f) for v in x)
-    return replace(x, **{k.name: _apply(getattr(x, k.name), f) for k in fields(x)})
-
-
-def _rows(x, index):
-    return _apply(x, lambda v: v[index])
+        return map_tensors(self, lambda x: x[index])
 
 
 class Synth:
@@ -185,7 +173,7 @@ class Synth:
         local = self._local(g)
         grasp = sample_grasps(self.hand, self.bank, index, local)
         good = torch.argsort((grasp.penetration > 0.004).to(torch.int8), stable=True)[:n]
-        index, grasp = index[good], _rows(grasp, good)
+        index, grasp = index[good], map_tensors(grasp, lambda x: x[good])
         free = sample_free_poses(self.hand, 2 * n, local).reshape(n, 2, 16, 3, 3)
         right = torch.where(has_object[:, None, None, None], grasp.rotations, free[:, 0])
         betas = grasp.betas
@@ -229,7 +217,7 @@ class Synth:
             hands=torch.stack([torch.ones_like(both), both], 1), contact=contact,
             has_object=has_object, index=index, cam_from_object=cam_from_object, angle=angle, bend=bend,
             **self._surroundings(n, center, depth, K, first, last, g),
-            arms=_apply((arms.sample_arms(n, g), arms.sample_arms(n, g)), lambda x: x.to(device)),
+            arms=map_tensors((arms.sample_arms(n, g), arms.sample_arms(n, g)), lambda x: x.to(device)),
             mirror=chance(0.5),
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...datasets.synthetic.sample import map_tensors
 from ...errors import UnusableInput
 from .config import LoopConfig
 
@@ -60,7 +61,7 @@ class StepGraph:
     """
 
     def __init__(self, loss: Callable[[Any], tuple[Tensor, dict[str, Tensor]]], inputs: Any, params: list[Tensor]):
-        inputs = _map_tensors(inputs, torch.clone)
+        inputs = map_tensors(inputs, torch.clone)
         self.static = _tensors(inputs)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -84,19 +85,9 @@ class StepGraph:
         return self.loss.detach(), {k: v.detach() for k, v in self.metrics.items()}
 
 
-def _map_tensors(x: Any, f: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(x, Tensor):
-        return f(x)
-    if isinstance(x, tuple):
-        return tuple(_map_tensors(v, f) for v in x)
-    if is_dataclass(x):
-        return replace(x, **{k.name: _map_tensors(getattr(x, k.name), f) for k in fields(x)})
-    return x
-
-
 def _tensors(x: Any) -> list[Tensor]:
     found: list[Tensor] = []
-    _map_tensors(x, lambda t: (found.append(t), t)[1])
+    map_tensors(x, lambda t: (found.append(t), t)[1])
     return found
 
 
