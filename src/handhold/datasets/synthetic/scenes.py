@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import UnusableInput
-from ...geometry.rigid import matrix_from_quat, rigid
+from ...geometry.rigid import apply, matrix_from_quat, rigid
 from ...hand.model import HandModel
 from . import arms, look, sensor
 from .assemble import EXTRAS, FAMILIES, PART, SKIN, SLEEVE, SLEEVE_2, THING, TORSO, Assembled, Assembler, mirror_bank
@@ -179,20 +179,20 @@ class Synth:
         betas = grasp.betas
         # The other hand: on the same object, or somewhere near.
         other = sample_grasps(self.hand, self.mirrored_bank, index, local)
-        object_from_left = _reflect(other.object_from_hand)
+        object_from_left = reflect(other.object_from_hand)
         cam_from_right, center, depth, K = self._camera(right, betas, n, g)
         cam_from_object = cam_from_right @ torch.linalg.inv(grasp.object_from_hand)
         cam_from_left = cam_from_object @ object_from_left
-        rights = self._posed(right, betas)
-        lefts = self._posed(other.rotations, betas) * self._flip
-        gap = torch.cdist(_moved(cam_from_right, rights[:, ::11]), _moved(cam_from_left, lefts[:, ::11])).amin((1, 2))
+        rights = self.posed(right, betas)
+        lefts = self.posed(other.rotations, betas) * self._flip
+        gap = torch.cdist(apply(cam_from_right, rights[:, ::11]), apply(cam_from_left, lefts[:, ::11])).amin((1, 2))
         shared = shared & (gap > 0.006) & (other.penetration < 0.004)
         apart = torch.randn(n, 3, generator=g).to(device) * torch.tensor([1.0, 1.0, 0.6], device=device)
         reach = 0.11 + 0.2 * torch.rand(n, generator=g).to(device) + 0.5 * has_object * self.bank.size[index].amax(-1)
         place = center + torch.nn.functional.normalize(apart, dim=-1) * reach[:, None]
         place[:, 2] = place[:, 2].clamp(min=0.2)
         turn = random_rotations(n, g).to(device)
-        lone = self._posed(free[:, 1], betas) * self._flip
+        lone = self.posed(free[:, 1], betas) * self._flip
         away = rigid(turn, place - (turn @ lone.mean(1)[..., None])[..., 0])
         cam_from_left = torch.where(shared[:, None, None], cam_from_left, away)
         left = torch.where(shared[:, None, None, None], other.rotations, free[:, 1])
@@ -246,7 +246,7 @@ class Synth:
         else:
             amodal = torch.zeros(n, 0, height, width, dtype=torch.bool, device=device)
         right, left = self._truth(spec, mesh, K, labels, seen.depth)
-        pose = torch.where(spec.mirror[:, None, None], _reflect(spec.cam_from_object), spec.cam_from_object)
+        pose = torch.where(spec.mirror[:, None, None], reflect(spec.cam_from_object), spec.cam_from_object)
         return SynthBatch(
             image=self.expose(image, g), K=K, labels=labels, amodal=amodal, depth=seen.depth, right=right, left=left,
             object=ObjectTruth(
@@ -340,7 +340,7 @@ class Synth:
         free = (seen == label) | (near == 0) | (near > x[..., 2] - slack)
         return pixel, inside, free
 
-    def _posed(self, rotations: Tensor, betas: Tensor) -> Tensor:
+    def posed(self, rotations: Tensor, betas: Tensor) -> Tensor:
         """(B,V,3) vertices of right hands in their own frames: the wrist does not turn."""
         eye = torch.eye(3, device=self.device).expand(len(rotations), 1, 3, 3)
         return self.hand.with_shape(betas).skin(torch.cat([eye, rotations[:, 1:]], 1))
@@ -372,7 +372,7 @@ class Synth:
         pixel = (0.5 + spread * (2 * torch.rand(n, 2, generator=g) - 1)) * c.size
         center = torch.cat([(pixel - principal) / focal[:, None], torch.ones(n, 1)], 1) * depth[:, None]
         center, K = center.to(device), K.to(device)
-        middle = self._posed(right, betas).mean(1)
+        middle = self.posed(right, betas).mean(1)
         return rigid(turn, center - (turn @ middle[..., None])[..., 0]), center, depth.to(device), K
 
     def _articulation(self, index: Tensor, n: int, g: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -418,15 +418,10 @@ def _reflected_K(spec: Spec, width: int) -> Tensor:
     return K
 
 
-def _reflect(a_from_b: Tensor) -> Tensor:
+def reflect(a_from_b: Tensor) -> Tensor:
     """(*,4,4) the same motion seen in a mirror: S M S with S = diag(-1, 1, 1, 1)."""
     s = torch.tensor([-1.0, 1.0, 1.0, 1.0], device=a_from_b.device)
     return a_from_b * s[:, None] * s
-
-
-def _moved(a_from_b: Tensor, points: Tensor) -> Tensor:
-    """(*B,N,3) points (*B,N,3) under (*B,4,4)."""
-    return points @ a_from_b[..., :3, :3].mT + a_from_b[..., None, :3, 3]
 
 
 def random_rotations(n: int, generator: torch.Generator) -> Tensor:

@@ -19,7 +19,7 @@ from ...scene import SIDES
 from . import arms, motion
 from .grasps import sample_grasps
 from .poses import sample_betas, sample_free_poses
-from .scenes import Spec, Synth
+from .scenes import Spec, Synth, reflect
 
 DEEPEST = 0.004  # metres a hand may be inside an object
 AWAY = 0.16  # metres from which a hand comes
@@ -181,7 +181,7 @@ def _grips(synth: Synth, index: int, betas: Tensor, n: int, g: torch.Generator, 
     """Grasps of an object by a hand of this shape, best first: the most contact among those that do not go in."""
     rows = torch.full((n,), index)
     found = sample_grasps(_shaped(synth, betas), synth.bank, rows, g)
-    points = apply(found.object_from_hand, _skin(synth, found.rotations, betas))
+    points = apply(found.object_from_hand, synth.posed(found.rotations, betas))
     distance = synth.bank.signed_distance(rows, points)
     touching = distance < 0.003
     score = touching.float().mean(1)
@@ -211,12 +211,12 @@ def _pairs(synth: Synth, index: int, betas: Tensor, rights: list[Grip], g: torch
     """(right, left) grips of one object whose hands keep apart."""
     rows = torch.full((24,), index)
     found = sample_grasps(_shaped(synth, betas), synth.mirrored_bank, rows, g)
-    from_left = found.object_from_hand * _mirror4(found.object_from_hand)
-    lefts = apply(from_left, _skin(synth, found.rotations, betas) * _FLIP)
+    from_left = reflect(found.object_from_hand)
+    lefts = apply(from_left, synth.posed(found.rotations, betas) * _FLIP)
     distance = synth.bank.signed_distance(rows, lefts)
     ok = (distance.amin(1) > -DEEPEST) & ((distance < 0.003).float().mean(1) > 0.004)
     for right in rights:
-        points = apply(right.object_from_hand, _skin(synth, right.rotations[None], betas)[0])
+        points = apply(right.object_from_hand, synth.posed(right.rotations[None], betas)[0])
         for i in torch.nonzero(ok)[:, 0].tolist():
             if torch.cdist(points[::5], lefts[i, ::5]).min() > 0.012:
                 yield right, Grip(found.rotations[i], from_left[i], distance[i] < 0.003, torch.zeros(3))
@@ -228,7 +228,7 @@ def _way_out(synth: Synth, index: int, betas: Tensor, found, i: int) -> Tensor:
     ways = torch.stack([torch.tensor([0.6 + 0.5 * a, 1.0, 0.8 * b]) for a in sway for b in sway])
     ways = torch.nn.functional.normalize(torch.cat([ways, torch.tensor([[1.0, 0.0, 0.0]])]), dim=-1)
     fingers = _opened(found.rotations[i], torch.zeros(1))
-    hand = _skin(synth, fingers, betas)[0, ::4]
+    hand = synth.posed(fingers, betas)[0, ::4]
     shift = ways[:, None] * torch.tensor([0.01, 0.03, 0.06])[:, None]
     points = (hand + shift[:, :, None]).reshape(1, -1, 3)
     distance = synth.bank.signed_distance(torch.tensor([index]), apply(found.object_from_hand[i][None], points))
@@ -261,7 +261,7 @@ def _object_path(synth, betas, grips, other, course, config, center, g) -> Tenso
     pose, place, path = None, None, []
     for k, grip in enumerate(grips):
         elbow = grip.object_from_hand[:3, 0]
-        middle = 0.5 * apply(grip.object_from_hand[None], _skin(synth, grip.rotations[None], betas)).mean((0, 1))
+        middle = 0.5 * apply(grip.object_from_hand[None], synth.posed(grip.rotations[None], betas)).mean((0, 1))
         if other is not None:
             elbow = torch.nn.functional.normalize(elbow - other.object_from_hand[:3, 0], dim=0)
             middle = torch.zeros(3)
@@ -309,7 +309,7 @@ def _hand_path(synth, betas, grips, course, object_pose) -> tuple[Tensor, Tensor
         fingers.append(_opened(grip.rotations, course.closed[k]))
     if len(grips) == 1:
         return poses[0], fingers[0]
-    middle = _skin(synth, fingers[0][:1], betas)[0].mean(0)
+    middle = synth.posed(fingers[0][:1], betas)[0].mean(0)
     shift = rigid(torch.eye(3), middle)
     joined = motion.around(object_pose[:, :3, 3], poses[0] @ shift, poses[1] @ shift, course.second)
     share = course.second[:, None].expand(-1, 16)
@@ -336,7 +336,7 @@ def _swing(synth, index, betas, grip, course) -> Tensor:
     """(F,) angle of the hinge, as far open as the hand leaves room."""
     low, high = synth.bank.hinge_range[index].tolist()
     full = high if abs(high) >= abs(low) else low
-    points = apply(grip.object_from_hand[None], _skin(synth, grip.rotations[None], betas))
+    points = apply(grip.object_from_hand[None], synth.posed(grip.rotations[None], betas))
     room = 0.0
     for share in torch.linspace(0.1, 1, 10).tolist():
         angle = torch.tensor([share * full])
@@ -351,7 +351,7 @@ def _press(synth, index, betas, grip, course, deepest: float = 0.008) -> tuple[T
     surface goes with it, and less the farther away it is (a Gaussian of 18 mm). At most `deepest` metres."""
 
     def posed(s: Tensor) -> Tensor:
-        return apply(grip.object_from_hand[None], _skin(synth, _beyond(grip.rotations, s), betas))
+        return apply(grip.object_from_hand[None], synth.posed(_beyond(grip.rotations, s), betas))
 
     rest = posed(torch.zeros(1))[0]
     touch = grip.contact & (_moving_skin(synth) > 0.5)
@@ -398,19 +398,6 @@ def _left_path(synth, grips, other, object_pose, hand_pose, center, g) -> tuple[
 
 
 _FLIP = torch.tensor([-1.0, 1.0, 1.0])
-
-
-def _mirror4(x: Tensor) -> Tensor:
-    """(4,4) signs of a rigid motion that is seen in a mirror."""
-    s = torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=x.dtype)
-    return s[:, None] * s
-
-
-def _skin(synth: Synth, rotations: Tensor, betas: Tensor) -> Tensor:
-    """(N,V,3) right hands in the frame of their wrist joint's rest: identity global rotation, no translation."""
-    eye = torch.eye(3).expand(len(rotations), 1, 3, 3)
-    shaped = synth.hand.with_shape(betas.expand(len(rotations), -1))
-    return shaped.skin(torch.cat([eye, rotations[:, 1:]], 1))
 
 
 def _parameters(synth: Synth, poses: Tensor, fingers: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
