@@ -50,7 +50,7 @@ class PrepareConfig:
     hand_regressor: Literal["auto", "off"] | Path = "off"
     """Network that sees the hand's pose in single frames: off uses landmarks alone, auto is the one that comes with
     handhold (which does not help yet, docs/models.md), a path is a checkpoint of your own (`handhold train`)."""
-    segmenter: Literal["auto", "off"] | Path = "off"
+    segmenter: Literal["auto", "off"] | Path = "auto"
     """Network that tells hands, object and forearm apart: off uses colours, background and landmarks alone, auto is the
     one that comes with handhold, if any does, a path is a checkpoint of your own."""
 

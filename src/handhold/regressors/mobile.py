@@ -132,7 +132,8 @@ class MobileBackbone(nn.Module):
         quarter, eighth, coarse, last, landmarks = self.trunk(x)
         up = F.interpolate(self.lateral[1](last), scale_factor=2.0, mode="bilinear", align_corners=False)
         grid = self.lateral[0](coarse) + up
-        points = landmarks[:, 0] / 112 - landmarks.new_tensor([1.0, 1.0, 0.0])
+        points = landmarks[:, 0] / 112
+        points = torch.cat([points[..., :2] - 1.0, points[..., 2:]], -1)
         hints = torch.cat([points.flatten(1), 20 * landmarks[:, 1].flatten(1)], 1)
         return self.norm(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), (quarter, eighth), hints
 

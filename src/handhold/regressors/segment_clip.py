@@ -72,7 +72,7 @@ def segment_clip(
     frames: np.ndarray,
     progress: Callable[[float, str], None] | None = None,
     mirror: bool = True,
-    side: int = 512,
+    side: int = 384,
     settle: bool = True,
 ) -> np.ndarray:
     """Label probabilities of a clip.

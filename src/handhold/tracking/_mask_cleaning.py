@@ -32,12 +32,11 @@ def clean(probabilities, features, hands, hand_size, share=None):
     masks = {s: np.zeros((n, h, w), bool) for s in [*sides, "object", "other"]}
     confidence = {k: np.zeros(n, np.float32) for k in masks}
     typical_size = float(np.median([hand_size[s][0] for s in sides])) if sides else 0.3 * max(h, w)
-    share = [None] * n if share is None else _named_as_landmarks(share, hands)
-    previous, last = None, {}
+    share = None if share is None else _named_as_landmarks(share, hands)
+    previous, skins, founds, tops = None, [], [], []
     for i in range(n):
         p = probabilities[i].astype(np.float32)
         label = p.argmax(-1).astype(np.uint8)
-        top = p.max(-1)
         d = features.foreground(i)
         label[(d < 2.5) & features.known] = (
             BACKGROUND  # smoothing spreads labels a little past the edge: take that back
@@ -46,24 +45,24 @@ def clean(probabilities, features, hands, hand_size, share=None):
         skin = label == HAND
         obj = _belonging(ndimage.binary_opening(label == OBJECT, iterations=1), skin, previous)
         obj = ndimage.binary_fill_holes(ndimage.binary_closing(obj, iterations=2)) & ~skin
-        found = [(s, hands[s][0][i]) for s in sides if hands[s][1][i] > 0.45 and np.isfinite(hands[s][0][i]).all()]
-        found = [(s, q) for s, q in found if _mostly_on(skin, q)]
-        owned = _owned(skin, dict(found), sides, {t: hand_size[t][i] for t in sides}, last, share[i])
-        for s, m in owned.items():
-            masks[s][i] = m
-            if m.any():
-                last[s] = m
+        found = {s: hands[s][0][i] for s in sides if hands[s][1][i] > 0.45 and np.isfinite(hands[s][0][i]).all()}
+        founds.append({s: q for s, q in found.items() if _mostly_on(skin, q)})
+        skins.append(skin)
+        tops.append(p.max(-1))
         masks["object"][i] = obj
         masks["other"][i] = ~obj & ~skin & (label != BACKGROUND)
-        if share[i] is not None:  # arms, and hands of others
-            masks["other"][i] |= skin & ~np.any(list(owned.values()), axis=0)
+        previous = obj if obj.any() else previous
+    for i, owned in enumerate(_shared_out(skins, founds, sides, hand_size, share)):
+        for s, m in owned.items():
+            masks[s][i] = m
+        if share is not None:  # arms, and hands of others
+            masks["other"][i] |= skins[i] & ~np.any(list(owned.values()), axis=0)
         for k in masks:
             m = masks[k][i]
             if m.sum() > 30:
-                confidence[k][i] = float(np.clip(2 * top[m].mean() - 1, 0, 1)) * (
-                    1.0 if k in dict(found) or k not in SIDES else 0.6 if share[i] is None else 0.8
+                confidence[k][i] = float(np.clip(2 * tops[i][m].mean() - 1, 0, 1)) * (
+                    1.0 if k in founds[i] or k not in SIDES else 0.6 if share is None else 0.8
                 )
-        previous = obj if obj.any() else previous
     area = masks["object"].reshape(n, -1).sum(1)
     if (area > 0).any():  # an object does not halve or double between neighbours; say so rather than trust it
         typical = ndimage.median_filter(area.astype(np.float32), 9, mode="nearest")
@@ -71,9 +70,15 @@ def clean(probabilities, features, hands, hand_size, share=None):
     return masks, confidence
 
 
-def _named_as_landmarks(share: np.ndarray, hands) -> np.ndarray:
+MEMORY = 0.15
+"""How much less a mask of the frame before tells than landmarks of this one, in sizes of the hand."""
+TRUSTED = 0.85
+"""Least share of the landmarks' pixels that the segmenter gives to their side, for its sides to be used at all."""
+
+
+def _named_as_landmarks(share: np.ndarray, hands) -> np.ndarray | None:
     """`share` of the right hand (F,H,W), or of the left if that is what the landmarks call right: sides are named by
-    one vote of the clip."""
+    one vote of the clip. None where the segmenter cannot tell them apart, and nearness has to do."""
     votes = [np.zeros(0)]
     h, w = share.shape[1:]
     for side, (points, confidence) in hands.items():
@@ -83,7 +88,28 @@ def _named_as_landmarks(share: np.ndarray, hands) -> np.ndarray:
             right = share[i, y[inside], x[inside]].astype(np.float32)
             votes.append(right if side == "right" else 1 - right)
     votes = np.concatenate(votes)
+    if len(votes) and 1 - TRUSTED < votes.mean() < TRUSTED:
+        return None
     return 1 - share if len(votes) and votes.mean() < 0.5 else share
+
+
+def _shared_out(skins, founds, sides, hand_size, share) -> list[dict[str, np.ndarray]]:
+    """Whose skin it is in all frames, side -> (H,W) bool. What was known of a hand travels forwards and backwards in
+    time from where landmarks found it; each frame believes the direction that knew more recently.
+
+    skins: (H,W) bool of each frame; founds: side -> points (21,2) of each frame; share: (F,H,W) or None.
+    """
+    n, best = len(skins), []
+    for frames in (range(n), range(n - 1, -1, -1)):
+        last, age, out = {}, dict.fromkeys(sides, n), [({}, 0)] * n
+        for i in frames:
+            now = {s: hand_size[s][i] for s in sides}
+            owned = _owned(skins[i], founds[i], sides, now, last, None if share is None else share[i])
+            last |= {s: m for s, m in owned.items() if m.any()}
+            age = {s: 0 if s in founds[i] else age[s] + 1 for s in sides}
+            out[i] = owned, sum(age.values())
+        best.append(out)
+    return [a if x <= y else b for (a, x), (b, y) in zip(*best, strict=True)]
 
 
 def _owned(skin, found, sides, hand_size, last, share) -> dict[str, np.ndarray]:
@@ -112,6 +138,7 @@ def _owned(skin, found, sides, hand_size, last, share) -> dict[str, np.ndarray]:
                 distance = np.where(behind, np.inf, distance)
         elif s in last:  # a hand that was not found here keeps the skin next to where it was a frame ago
             distance = cv2.distanceTransform((~last[s]).astype(np.uint8), cv2.DIST_L2, 3)
+            distance = distance + (MEMORY * hand_size[s] if found else 0.0)
         else:
             distance = np.full((h, w), 1e6 if share is None else 0.3 * hand_size[s], np.float32)
         if share is not None:

@@ -73,9 +73,20 @@ def link_agreement(poses: np.ndarray, t: Tracks, essentials: dict, reach: int = 
     return out
 
 
-def split(poses: np.ndarray, t: Tracks, essentials: dict, bar: float = 0.6) -> list[np.ndarray]:
-    """Pieces of a model whose near frames agree, most frames first; a single frame is no piece."""
-    good = [k for k, v in link_agreement(poses, t, essentials).items() if v >= bar]
+def split(poses: np.ndarray, t: Tracks, essentials: dict, bar: float = 0.6, broken: float = 0.35) -> list[np.ndarray]:
+    """Pieces of a model whose near frames agree, most frames first; a single frame is no piece.
+
+    Between two frames in time where most matches contradict the model (their mean agreement is under `broken`) there is
+    a cut, even if a pair around it agrees: look-alike faces can fit a few matches.
+    """
+    links = link_agreement(poses, t, essentials)
+    fit, all_ = np.zeros(t.frames), np.zeros(t.frames)
+    for (i, j), v in links.items():
+        n = len(t.common(i, j)[0])
+        fit[i:j] += n * min(v, 1.0)
+        all_[i:j] += n
+    cut = fit < broken * all_
+    good = [(i, j) for (i, j), v in links.items() if v >= bar and not cut[i:j].any()]
     if not good:
         return []
     i, j = np.array(good).T
