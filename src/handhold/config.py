@@ -47,12 +47,12 @@ class PrepareConfig:
     """Use every n-th frame."""
     max_side: int = 640
     """Shrink frames whose longer side has more pixels than this; 0 keeps the size."""
-    hand_regressor: Literal["auto", "off"] | Path = "off"
-    """Network that sees the hand's pose in single frames: off uses landmarks alone, auto is the one that comes with
-    handhold (which does not help yet, docs/models.md), a path is a checkpoint of your own (`handhold train`)."""
+    hand_regressor: Literal["auto", "off"] | Path = "auto"
+    """Network that sees the hand's pose in single frames: auto is the one that comes with handhold, off uses landmarks
+    alone, a path is a checkpoint of your own (`handhold train`)."""
     segmenter: Literal["auto", "off"] | Path = "auto"
-    """Network that tells hands, object and forearm apart: off uses colours, background and landmarks alone, auto is the
-    one that comes with handhold, if any does, a path is a checkpoint of your own."""
+    """Network that tells hands, object and forearm apart: auto is the one that comes with handhold, off uses colours,
+    background and landmarks alone, a path is a checkpoint of your own."""
 
     def __post_init__(self) -> None:
         _require(self.stride >= 1, "stride must be 1 or more")

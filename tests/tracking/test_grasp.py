@@ -275,7 +275,8 @@ def test_what_two_sources_say_stands_side_by_side(demo):
     pixels = demo["K"][0, 0] * 0.1 / demo["right_joints"][lost][..., 2].mean(1)
     assert np.abs(np.log(ev.size[0][torch.as_tensor(lost)].numpy() / pixels)).max() < 0.5
     shared = hand_evidence.balanced(ev)
-    assert all(shared.source(k).weight.sum() / 21 < 12.01 for k in range(2))
+    first, second = (float(shared.source(k).weight.sum() / 21) for k in range(2))
+    assert first < 12.01 and second < max(3.0, 12 - first) + 0.01  # fills what landmarks leave
 
 
 @pytest.mark.slow

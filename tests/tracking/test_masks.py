@@ -11,7 +11,7 @@ import pytest
 from handhold.geometry.cameras import default_K
 from handhold.scene import Landmarks, Sequence
 from handhold.tracking import masks
-from handhold.tracking._mask_cleaning import _owned
+from handhold.tracking._mask_cleaning import _named_as_landmarks, _owned, _shared_out
 from handhold.tracking.masks import estimate_background, segment
 
 WIDTH, HEIGHT, COUNT = 160, 120, 20
@@ -173,6 +173,30 @@ def test_a_hand_without_landmarks_is_not_part_of_the_other():
     kept = _owned(skin, {"right": points}, ["right", "left"], {"right": 40.0, "left": 40.0}, {}, share)
     assert kept["left"][20:50, 52:90].all() and not (kept["left"] & kept["right"]).any()
     assert _owned(skin, {"right": points}, ["right"], {"right": 40.0}, {}, None)["right"][20:30, 60:90].all()
+
+
+def test_sides_travel_both_ways_in_time():
+    """Landmarks of the last frame name two hands in all frames before it."""
+    skin = np.zeros((60, 100), bool)
+    skin[20:50, 10:40] = skin[20:50, 60:90] = True
+    last = {
+        "right": hand_points(np.array([75.0, 48])) * [1, 0.6] + [0, 20],
+        "left": hand_points(np.array([25.0, 48])) * [1, 0.6] + [0, 20],
+    }
+    size = {s: np.full(5, 40.0) for s in last}
+    owned = _shared_out([skin] * 5, [{}, {}, {}, {}, last], ["right", "left"], size, None)
+    for each in owned:
+        assert each["right"][20:45, 62:88].all() and each["left"][20:45, 12:38].all()
+        assert not (each["left"] & each["right"]).any()
+
+
+def test_sides_that_landmarks_contradict_are_not_used():
+    points = hand_points(np.array([50.0, 48])).astype(np.float32)[None]
+    hands = {"right": (points, np.ones(1, np.float32))}
+    share = np.full((1, 60, 100), 0.95, np.float16)
+    assert np.array_equal(_named_as_landmarks(share, hands), share)
+    assert np.array_equal(_named_as_landmarks(1 - share, hands), 1 - (1 - share))
+    assert _named_as_landmarks(np.full_like(share, 0.6), hands) is None
 
 
 def test_a_moving_camera_is_noticed(monkeypatch):
