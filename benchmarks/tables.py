@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/models.md")
 COLUMNS = (  # title, metric, format
     ("frames %", "frames", "{:.0f}"),
     ("MPJPE right mm", "mpjpe_right", "{:.1f}"),
@@ -187,6 +187,10 @@ def segmenter_table(results: dict) -> str:
     lines = [f"| IoU | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
     for key, title in (("alone", "one picture"), ("previous", "given spoilt masks of a frame before")):
         lines.append(f"| {title} | {' | '.join(format(row['iou'][key][k], '.3f') for k in names)} |")
+        one = row.get("hands_as_one", {}).get(key)
+        if one:  # both columns of hands hold the same
+            cells = [format(one.get(k, one["hands"]), ".3f") for k in names]
+            lines.append(f"| {title}, both hands as one | {' | '.join(cells)} |")
     lines += [
         "",
         "| | parameters M | file MB | ms a 480x360 frame, best (median) | peak MB | steps | trained s |",
@@ -217,7 +221,7 @@ def _held_out(results: dict) -> str:
     where = f"{results['machine']}, torch {results['torch']}, {results['date']}"
     return (
         f"{seen}; cost on {', '.join(map(str, sorted(threads)))} threads; {where}. "
-        "Written by `benchmarks/tables.py` from `benchmarks/results/frontend.json`."
+        "Written by `benchmarks/tables.py` from `benchmarks/results/`."
     )
 
 
@@ -245,6 +249,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "recon": ("recon.json", recon_table),
     "regressors": ("frontend.json", regressor_table),
     "segmenter": ("frontend.json", segmenter_table),
+    "families": ("families.json", regressor_table),
 }
 
 
