@@ -95,22 +95,23 @@ MERGED = torch.tensor([0, 1, 1, 2, 3])
 
 
 def segmenter_figures(model: Any, batches: Iterable[SynthBatch]) -> dict[str, Any]:
-    counts: dict[str, Tensor] = {}
+    """IoU of each mask, and with both hands as one, from pictures alone and given spoilt masks of a frame before."""
+    names = {"iou": MASKS, "hands_as_one": ("hands", *MASKS[2:])}
+    counts: dict[tuple[str, str], Tensor] = {}
     with torch.no_grad():
         for i, batch in enumerate(batches):
             previous = corrupt_previous(batch.labels, torch.Generator().manual_seed(i), 0.0)
-            for name, before in (("alone", None), ("previous", previous)):
+            merged = MERGED.to(batch.labels.device)[batch.labels.long()]
+            for given, before in (("alone", None), ("previous", previous)):
                 p = model(batch.image, before).softmax(1)
                 one = torch.stack([p[:, 0], p[:, 1] + p[:, 2], p[:, 3], p[:, 4]], 1)
-                merged = MERGED.to(batch.labels.device)[batch.labels.long()]
-                for key, c in ((name, confusion(p, batch.labels)), (name + ", one", confusion(one, merged))):
-                    counts[key] = counts.get(key, 0) + c
-    out: dict[str, Any] = {"iou": {}, "hands_as_one": {}}
-    for name, c in counts.items():
-        names = ("hands", *MASKS[2:]) if name.endswith(", one") else MASKS
-        each = dict(zip(names, iou(c)[1:].tolist(), strict=True))
-        row = {k: round(v, 4) for k, v in each.items()} | {"mean": round(sum(each.values()) / len(each), 4)}
-        out["hands_as_one" if name.endswith(", one") else "iou"][name.removesuffix(", one")] = row
+                for kind, c in (("iou", confusion(p, batch.labels)), ("hands_as_one", confusion(one, merged))):
+                    counts[kind, given] = counts.get((kind, given), 0) + c
+    out: dict[str, Any] = {kind: {} for kind in names}
+    for (kind, given), c in counts.items():
+        each = dict(zip(names[kind], iou(c)[1:].tolist(), strict=True))
+        mean = sum(each.values()) / len(each)
+        out[kind][given] = {k: round(v, 4) for k, v in (each | {"mean": mean}).items()}
     return out
 
 

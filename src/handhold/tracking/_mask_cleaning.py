@@ -13,6 +13,10 @@ BONES = [
     *((0, 1), (1, 2), (2, 3), (3, 4), (0, 5), (5, 6), (6, 7), (7, 8), (5, 9), (9, 10), (10, 11), (11, 12)),
     *((9, 13), (13, 14), (14, 15), (15, 16), (13, 17), (17, 18), (18, 19), (19, 20), (0, 17)),
 ]  # of the 21 landmarks, OpenPose order, with the edges of the palm
+MEMORY = 0.15
+"""How much less a mask of the frame before tells than landmarks of this one, in sizes of the hand."""
+TRUSTED = 0.85
+"""Least share of the landmarks' pixels that the segmenter gives to their side, for its sides to be used at all."""
 
 
 def px(p) -> tuple[int, int]:
@@ -68,12 +72,6 @@ def clean(probabilities, features, hands, hand_size, share=None):
         typical = ndimage.median_filter(area.astype(np.float32), 9, mode="nearest")
         confidence["object"] *= np.clip(1.5 - np.abs(np.log((area + 1) / (typical + 1))), 0.1, 1).astype(np.float32)
     return masks, confidence
-
-
-MEMORY = 0.15
-"""How much less a mask of the frame before tells than landmarks of this one, in sizes of the hand."""
-TRUSTED = 0.85
-"""Least share of the landmarks' pixels that the segmenter gives to their side, for its sides to be used at all."""
 
 
 def _named_as_landmarks(share: np.ndarray, hands) -> np.ndarray | None:

@@ -50,6 +50,11 @@ def link_agreement(poses: np.ndarray, t: Tracks, essentials: dict, reach: int = 
 
     A bent or look-alike model breaks somewhere in time, and there this ratio falls: the test needs no truth.
     """
+    return {k: v for k, (v, _) in _links(poses, t, essentials, reach).items()}
+
+
+def _links(poses: np.ndarray, t: Tracks, essentials: dict, reach: int = 3) -> dict[tuple[int, int], tuple[float, int]]:
+    """`link_agreement`, and how many matches each pair of frames has."""
     ok, out = is_registered(poses), {}
     for a in range(t.frames):
         for b in range(a + 1, min(a + reach, t.frames - 1) + 1):
@@ -69,7 +74,8 @@ def link_agreement(poses: np.ndarray, t: Tracks, essentials: dict, reach: int = 
             if not essentials[a, b]:
                 continue
             T = poses[b] @ np.linalg.inv(poses[a])
-            out[a, b] = float((epipolar_error(T, t.x[i], t.x[j]) * t.focal < 1.5).sum() / essentials[a, b])
+            fit = (epipolar_error(T, t.x[i], t.x[j]) * t.focal < 1.5).sum()
+            out[a, b] = float(fit / essentials[a, b]), len(i)
     return out
 
 
@@ -79,14 +85,13 @@ def split(poses: np.ndarray, t: Tracks, essentials: dict, bar: float = 0.6, brok
     Between two frames in time where most matches contradict the model (their mean agreement is under `broken`) there is
     a cut, even if a pair around it agrees: look-alike faces can fit a few matches.
     """
-    links = link_agreement(poses, t, essentials)
-    fit, all_ = np.zeros(t.frames), np.zeros(t.frames)
-    for (i, j), v in links.items():
-        n = len(t.common(i, j)[0])
+    links = _links(poses, t, essentials)
+    fit, matches = np.zeros(t.frames), np.zeros(t.frames)
+    for (i, j), (v, n) in links.items():
         fit[i:j] += n * min(v, 1.0)
-        all_[i:j] += n
-    cut = fit < broken * all_
-    good = [(i, j) for (i, j), v in links.items() if v >= bar and not cut[i:j].any()]
+        matches[i:j] += n
+    cut = fit < broken * matches
+    good = [(i, j) for (i, j), (v, _) in links.items() if v >= bar and not cut[i:j].any()]
     if not good:
         return []
     i, j = np.array(good).T

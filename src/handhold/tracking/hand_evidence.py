@@ -210,8 +210,7 @@ def balanced(ev: hs.Evidence, effective: float = 12.0, second: float = 3.0) -> h
     m = ev.sources
     total = ev.weight.unflatten(2, (m, 21)).sum((0, 1, 3)) / 21
     most = torch.full_like(total, effective)
-    if m > 1:
-        most[1:] = (effective - 3 * total[0]).clamp_min(second)
+    most[1:] = (effective - 3 * total[0]).clamp_min(second)
     share = (most / total.clamp_min(1e-9)).clamp_max(1.0)
     each = share.repeat_interleave(21)
     return replace(ev, weight=ev.weight * each, weight3d=ev.weight3d * each, weight_angles=ev.weight_angles * share[-1])
