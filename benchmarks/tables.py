@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the tables of README.md and docs/benchmarks.md from benchmarks/results/, each between its two markers.
+"""Write the tables of README.md and docs/ from benchmarks/results/, each between its two markers.
 
 `<!-- NAME:begin -->` and `<!-- NAME:end -->` hold the block NAME of BLOCKS. A page has those it has markers for.
 """
@@ -12,8 +12,10 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import tables_tracking
+
 HERE = Path(__file__).parent
-PAGES = ("README.md", "docs/benchmarks.md", "docs/models.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/models.md", "docs/methods/tracking.md")
 COLUMNS = (  # title, metric, format
     ("frames %", "frames", "{:.0f}"),
     ("MPJPE right mm", "mpjpe_right", "{:.1f}"),
@@ -250,6 +252,10 @@ BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "regressors": ("frontend.json", regressor_table),
     "segmenter": ("frontend.json", segmenter_table),
     "families": ("families.json", regressor_table),
+    "tracking": ("tracking.json", tables_tracking.results_table),
+    "tracking-sfm": ("tracking.json", tables_tracking.baselines_table),
+    "tracking-rungs": ("tracking.json", tables_tracking.rungs_table),
+    "tracking-ablation": ("tracking.json", tables_tracking.ablation_table),
 }
 
 

@@ -20,6 +20,19 @@ from .errors import HandholdError
 from .files import write_atomically
 
 STAGES = ("prepare", "track", "fit", "evaluate", "export")
+TrackingStep = Literal[
+    "hand-pixels",  # structure from motion with the hand's pixels as well
+    "loops",  # loops closed, and far sub-models joined, by descriptors
+    "merging",  # joining of sub-models and placing of single frames against them
+    "registration",  # of the frames left to the coarse surface (a step of `fit`)
+    "regressor",  # the hand regressor's estimates
+    "landmarks-3d",  # the landmark network's third coordinate
+    "visibility",  # less weight for landmarks that cannot have been seen
+    "silhouette",  # of the hand
+    "windows",  # regrasps: one grasp for the whole clip without
+    "slow-motion",  # of the hand about each window's grasp
+    "grasp",  # the hand in the object's frame: each hand by itself without, as far away as its size says
+]
 
 
 class BadConfig(HandholdError):
@@ -64,6 +77,14 @@ class PrepareConfig:
 @dataclass(frozen=True)
 class TrackConfig:
     """Hand and object poses, before any appearance is fitted."""
+
+    without: tuple[TrackingStep, ...] = ()
+    """Steps of tracking to leave out, to see what each is worth (docs/methods/tracking.md)."""
+
+    def __post_init__(self) -> None:
+        known = typing.get_args(TrackingStep)
+        wrong = [name for name in self.without if name not in known]
+        _require(not wrong, f"track.without has {wrong[:1]}; there are {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,11 @@ STAGES: tuple[Stage, ...] = (
     Stage("prepare", "handhold.stages.prepare:prepare", ("1_prepare",), ("prepare", "seed", "device")),
     Stage("track", "handhold.stages.track:track", ("2_track",), ("track", "method", "seed", "device")),
     Stage(
-        "fit", "handhold.stages.fit:fit", ("3_fit", "scene.npz"), ("fit", "method", "seed", "device"), resumable=True
+        "fit",
+        "handhold.stages.fit:fit",
+        ("3_fit", "scene.npz"),
+        ("fit", "track.without", "method", "seed", "device"),
+        resumable=True,
     ),
     Stage("evaluate", "handhold.stages.evaluate:evaluate", ("metrics.json",), ("evaluate",)),
     Stage(

@@ -54,10 +54,12 @@ def fit_rigid(
     pose_lr: float = 1e-4,
     appearance: bool = True,
     progress: Callable[[float, str], None] | None = None,
+    registration: bool = True,
 ) -> RigidFit:
     """Fit one clip from its masks and `stages.track.Tracks`. Deterministic for a seed.
 
-    pose_lr: radians per step of the pose refinement with the surface (0: poses stay); appearance: fit Gaussians too.
+    pose_lr: radians per step of the pose refinement with the surface (0: poses stay); appearance: fit Gaussians too;
+    registration: place the frames that tracking could not.
     """
     say = progress or (lambda share, what: None)
     part = lambda a, b: lambda share, what, **metrics: say(a + (b - a) * share, what, **metrics)  # noqa: E731
@@ -86,9 +88,9 @@ def fit_rigid(
     coarse = refine_object(
         obs, poses, weight, COARSE, replace(config, pose_lr=0.0), solids=solids, progress=part(0.0, 0.2)
     )
-    placed, error = register_missing(
-        coarse, obs.scaled(0.5), coarse.cam_from_object, seed=seed, progress=part(0.2, 0.25)
-    )
+    placed, error = coarse.cam_from_object, np.full(len(sequence), np.nan)
+    if registration:
+        placed, error = register_missing(coarse, obs.scaled(0.5), placed, seed=seed, progress=part(0.2, 0.25))
     new = np.isfinite(error)
     if new.any():
         tracked = {s: carry(s, h, poses, placed, new) for s, h in tracked.items()}

@@ -35,6 +35,7 @@ def fit(run: Run, config: Config, report: Progress) -> None:
         seed=config.seed,
         pose_lr=config.fit.pose_lr,
         appearance=config.fit.appearance,
+        registration="registration" not in config.track.without,
         progress=partial(_part, report, 0.0, 0.95),
     )
     for note in result.notes:

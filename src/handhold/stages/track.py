@@ -6,7 +6,7 @@ hand.<side>.{pose,betas,transl,confidence,reason,windows}. points.ply: the spars
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -55,12 +55,13 @@ def track(run: Run, config: Config, report: Progress) -> None:
     from ..export.meshes import write_ply
     from ..tracking.sfm import structure_from_motion
 
-    sequence = load_prepared(run)
+    without = config.track.without
+    sequence = evidence_without(load_prepared(run), without)
     hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
-    all_hands = np.any(list(hand_masks.values()), axis=0) if hand_masks else None
+    all_hands = np.any(list(hand_masks.values()), axis=0) if hand_masks and "hand-pixels" not in without else None
     sfm = structure_from_motion(
         sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed,
-        partial(_part, report, 0.0, 0.55), all_hands,
+        partial(_part, report, 0.0, 0.55), all_hands, loops="loops" not in without, merging="merging" not in without,
     )  # fmt: skip
     for note in sfm.notes:
         report.note(note)
@@ -93,24 +94,38 @@ def track(run: Run, config: Config, report: Progress) -> None:
     report(1.0, registered=int(sfm.registered.sum()))
 
 
+def evidence_without(sequence: Sequence, without: tuple[str, ...]) -> Sequence:
+    """The sequence less the evidence that `track.without` names."""
+    if "regressor" in without:
+        sequence = replace(sequence, regressed={})
+    if "landmarks-3d" in without:
+        flat = {s: replace(m, points3d=np.full_like(m.points3d, np.nan)) for s, m in sequence.landmarks.items()}
+        sequence = replace(sequence, landmarks=flat)
+    return sequence
+
+
 def fit_hands(
     sequence: Sequence, sfm: SfmResult, config: Config, report: Progress
 ) -> tuple[dict[str, GraspFit], float]:
     """The hands in the object's frame, or each alone where the object has no poses, and metres per unit of `sfm`."""
-    from ..tracking.grasp import fit_grasp, fit_hand
+    from ..tracking.grasp import HIDDEN, fit_grasp, fit_hand, found
 
     hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
-    models = {s: HandModel.open(s, dtype=torch.float64) for s in sequence.landmarks}
+    without = config.track.without
+    told = {s: found(m, sequence.regressed.get(s)).any() for s, m in sequence.landmarks.items()}
+    models = {s: HandModel.open(s, dtype=torch.float64) for s in sequence.landmarks if told[s]}
     mediapipe = config.prepare.joints is None
-    if int(sfm.registered.sum()) < 3:
+    lost = int(sfm.registered.sum()) < 3
+    if lost:
         report.partial(
             "The object's pose could not be found in any frame: too little texture for structure from motion."
         )
+    if lost or "grasp" in without:
         hands = {
             s: fit_hand(m, sequence.K, sequence.landmarks[s], mediapipe, sequence.regressed.get(s))
             for s, m in models.items()
         }
-        return hands, 1.0
+        return hands, 1.0 if lost else _common_scale(hands, sfm.cam_from_object, report)
     hands, scale = {}, 1.0
     for again in range(2):
         for k, (s, model) in enumerate(models.items()):
@@ -121,6 +136,8 @@ def fit_hands(
                 hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed,
                 object_masks=np.any([sequence.masks["object"], *others], axis=0), mediapipe=mediapipe,
                 scale_prior=(scale, 0.01) if again else None, regressed=sequence.regressed.get(s),
+                silhouettes="silhouette" not in without, regrasps="windows" not in without,
+                slow_motion="slow-motion" not in without, hidden=1.0 if "visibility" in without else HIDDEN,
             )  # fmt: skip
         scale = _common_scale(hands, sfm.cam_from_object, report)
         if len(hands) == 1:

@@ -216,9 +216,12 @@ def merge(base: np.ndarray, piece: np.ndarray, X: np.ndarray, t: Tracks) -> np.n
 
 
 def assemble(
-    models: np.ndarray, t: Tracks, seed: int = 0
+    models: np.ndarray, t: Tracks, seed: int = 0, merging: bool = True
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tracks, tuple[str, ...]]:
-    """Sub-models (M,F,4,4) -> poses (F,4,4), trust (F,) in [0,1], reason (F,) str, tracks with loops closed, notes."""
+    """Sub-models (M,F,4,4) -> poses (F,4,4), trust (F,) in [0,1], reason (F,) str, tracks with loops closed, notes.
+
+    merging: join sub-models and place single frames; False keeps the largest piece alone.
+    """
     essentials: dict = {}
     notes: list[str] = []
     pieces = [p for m in models for p in split(m, t, essentials)]
@@ -230,13 +233,15 @@ def assemble(
         notes.append(f"{len(models)} sub-models cut into {len(pieces)} where neighbours disagree")
     poses = pieces.pop(0)
     reason[is_registered(poses)] = "sfm"
-    poses, reason = grow(_polish(poses, t, 6), pieces, t, reason, seed)
+    poses = _polish(poses, t, 6)
+    if merging:
+        poses, reason = grow(poses, pieces, t, reason, seed)
     poses = _polish(poses, t, 12)
     for radius in (18.0, 8.0):
         t, joined = close(poses, triangulate(poses, t)[0], t, radius)
         poses = _polish(poses, t, 15, FINE)
         notes.append(f"{joined} loops closed within {radius:.0f} pixels")
-    return _check(poses, t, essentials, reason, notes, seed)
+    return _check(poses, t, essentials, reason, notes, seed, merging)
 
 
 def grow(
@@ -355,7 +360,7 @@ def _joined_by_loops(pieces: list, poses: np.ndarray, t: Tracks, essentials: dic
     return core
 
 
-def _check(poses, t, essentials, reason, notes, seed):
+def _check(poses, t, essentials, reason, notes, seed, merging=True):
     """Frames that the largest agreeing piece does not hold are registered again, or marked, or dropped."""
     pieces = split(poses, t, essentials)
     if not pieces:
@@ -369,7 +374,7 @@ def _check(poses, t, essentials, reason, notes, seed):
     core = _joined_by_loops(pieces, poses, t, essentials)
     X, _ = triangulate(core, t)
     out = core.copy()
-    for f in np.flatnonzero(~is_registered(core)):
+    for f in np.flatnonzero(~is_registered(core) & merging):
         got = resect(f, X, t, seed)
         if got is not None and got[2] >= 0.4 and plausible(f, got[0], core):
             out[f], reason[f] = got[0], "sfm: registered by flow"

@@ -189,6 +189,10 @@ def fit_grasp(
     mediapipe: bool = True,
     scale_prior: tuple[float, float] | None = None,
     regressed: HandEstimates | None = None,
+    silhouettes: bool = True,
+    regrasps: bool = True,
+    slow_motion: bool = True,
+    hidden: float = HIDDEN,
 ) -> GraspFit:
     """A hand that holds an object, over a whole clip, and with it the object's metric scale.
 
@@ -206,6 +210,9 @@ def fit_grasp(
         scale_prior: metres per object unit and the standard deviation of its logarithm, when something is known of it:
             the other hand's fit, or the object's size.
         regressed: a regressor's estimates of this hand, which then count beside the landmarks.
+        silhouettes: use the outline of `hand_masks`. regrasps: look for changes of the grasp; False is one grasp for
+            the clip. slow_motion: let the hand move slowly about its grasp.
+        hidden: weight of a landmark that cannot have been seen; 1 makes no difference.
 
     Raises `StageFailed` when no frame has hand landmarks or estimates. Falls back on `fit_hand` (scale 1, scale_std
     inf) when fewer than three frames have both those and an object pose.
@@ -237,7 +244,7 @@ def fit_grasp(
     points = None if object_points is None else torch.as_tensor(np.asarray(object_points, np.float64) / unit)
     every = evidence(K, R, t, landmarks, np.arange(f), offset, model, regressed)
     if hand_masks is not None:  # what the network put beside the hand it guessed
-        seeable = HIDDEN + (1 - HIDDEN) * on_mask(hand_masks, every.points[0])
+        seeable = hidden + (1 - hidden) * on_mask(hand_masks, every.points[0])
         every = replace(every, weight=every.weight * seeable)
     vague = torch.ones(21 * every.sources, dtype=F64)
     vague[0] = 0.4  # where a landmark network puts the wrist
@@ -246,12 +253,11 @@ def fit_grasp(
     whole, _ = whole_clip(model, ev, centre, terms, seed)
     whole = whole[:1]
     for _ in range(2):
-        seeable = visibility(model, stack([whole], np.zeros(f, int)), every.apart(), hand_masks, points).transpose(
-            0, 1
-        )[:, rows]
+        held = stack([whole], np.zeros(f, int))
+        seeable = visibility(model, held, every.apart(), hand_masks, points, hidden).transpose(0, 1)[:, rows]
         clear = replace(ev, weight=ev.weight * seeable, weight3d=ev.weight3d * seeable)
         whole, _ = hs.minimise(model, whole, balanced(clear), terms, torch.ones(1, len(rows), dtype=F64), centre, 25)
-    parts = split_windows(model, whole, clear, terms, centre)
+    parts = split_windows(model, whole, clear, terms, centre) if regrasps else [(0, len(rows), whole)]
     share = torch.zeros(len(parts), len(rows), dtype=F64)
     for row, (a, b, _) in zip(share, parts, strict=True):
         row[a:b] = 1
@@ -260,7 +266,7 @@ def fit_grasp(
     # every frame belongs to a window: cuts lie midway between the last landmarks of one and the first of the next
     window = np.searchsorted(cuts[1:-1], np.arange(f), side="right")
     outline = None
-    if hand_masks is not None:
+    if hand_masks is not None and silhouettes:
         Rt, tt, size = torch.as_tensor(R), torch.as_tensor(t), float(every.size.median())
         shapes = silhouette.prepare(every.K, Rt, tt, hand_masks, object_masks, valid, size, seed=seed)
         if shapes is not None:
@@ -270,7 +276,7 @@ def fit_grasp(
     for _ in range(2):
         grasps, _, scale_std = hs.minimise_shared(model, grasps, balanced(clear), terms, share, centre, extra=outline)
         held = stack([grasps[i : i + 1] for i in range(len(parts))], window)
-        seeable = visibility(model, held, every.apart(), hand_masks, points)
+        seeable = visibility(model, held, every.apart(), hand_masks, points, hidden)
         clear = replace(
             ev,
             weight=ev.weight * seeable.transpose(0, 1)[:, rows],
@@ -284,7 +290,8 @@ def fit_grasp(
     pull = torch.cat([4 * rates, torch.full((3,), 0.006, dtype=F64)]).expand(f, -1)
     smooth = hand_motion.Smoothness(rates, 0.0015, link, held, pull)
     slow = replace(terms, prior=0.0, weight2d=0.3, weight3d=0.1)
-    held = hand_motion.minimise_track(model, held, inside, slow, smooth)
+    if slow_motion:
+        held = hand_motion.minimise_track(model, held, inside, slow, smooth)
 
     Rt, tt = torch.as_tensor(R), torch.as_tensor(t)
     cam = in_camera(model, held, Rt, tt)

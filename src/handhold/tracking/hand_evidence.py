@@ -226,8 +226,9 @@ def visibility(
     ev: hs.Evidence,
     hand_masks: np.ndarray | None,
     object_points: Tensor | None,
+    weight: float = HIDDEN,
 ) -> Tensor:
-    """(F,1,J) weight of each landmark: 1 where the posed hand says its joint can be seen, HIDDEN where it cannot.
+    """(F,1,J) weight of each landmark: 1 where the posed hand says its joint can be seen, `weight` where it cannot.
 
     A joint is hidden when the hand's own surface lies well in front of it, when object points do, or, with masks, when
     its pixel does not belong to the hand. held: F states; ev: (F,1); object_points (P,3) in the carrier's units.
@@ -256,7 +257,7 @@ def visibility(
         hidden |= behind(held.log_scale.exp()[:, None, None] * pick, 8.0, 0.008, 2)
     if hand_masks is not None:
         hidden |= ~on_mask(hand_masks, joint)
-    out[hidden] = HIDDEN
+    out[hidden] = weight
     return out[:, None].repeat(1, 1, ev.sources)
 
 

@@ -100,12 +100,16 @@ def structure_from_motion(
     progress: Callable[[float, str], None] | None = None,
     hand_masks: np.ndarray | None = None,
     timeout: float = 900.0,
+    loops: bool = True,
+    merging: bool = True,
 ) -> SfmResult:
     """Poses of the object in `masks` over a clip; frames that cannot be placed are marked, never guessed.
 
     frames (F,H,W,3) uint8; masks (F,H,W) bool, the object's pixels; hand_masks (F,H,W) bool, the hands' pixels, tried
     as extra texture and kept when more frames agree; K (3,3) pixels, held fixed. `workdir` holds what passes to and
-    from pycolmap. When nothing registers everything is unregistered, with reasons, and no error is raised.
+    from pycolmap. loops: let descriptors close loops and join sub-models that no track joins; merging: join sub-models
+    and place single frames against them (the largest sub-model alone otherwise). When nothing registers everything is
+    unregistered, with reasons, and no error is raised.
     """
     tell = progress or (lambda share, text: None)
     workdir, count = Path(workdir), len(frames)
@@ -122,17 +126,19 @@ def structure_from_motion(
     if note or not path.is_file():
         return _nothing(count, note or "structure from motion left no result", ())
     z = load_npz(path)
+    if not loops:  # no observation has a descriptor
+        z |= {k: v[:0] for k, v in z.items() if k.endswith(("_described", "_descriptor"))}
     regions = [name for name in regions if f"{name}_poses" in z]  # the second is not tried when the first is complete
     made = {}
     for k, name in enumerate(regions):
         tell(0.7 + 0.3 * k / len(regions), f"joining sub-models ({name})")
-        made[name] = _solve(z, name, frames, K, seed)
+        made[name] = _solve(z, name, frames, K, seed, merging)
     chosen = "object"
     if len(regions) > 1:
         # the object is what is asked for: the hand's pixels must place clearly more frames to be believed over it
         if _agreeing(made["object"]) < 0.9 * _agreeing(made["both"]):
             chosen = "both"
-        else:
+        elif merging:
             made["object"] = _extend(made["object"], z, K, seed)
     tell(1.0, "poses done")
     result = made[chosen]
@@ -222,14 +228,14 @@ def _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeou
     )
 
 
-def _solve(z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int) -> SfmResult:
+def _solve(z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int, merging: bool = True) -> SfmResult:
     """From the mapper's models of one region to one result."""
     count, models, xy = len(frames), z[f"{name}_poses"], z[f"{name}_xy"]
     fragments = tuple(tuple(int(i) for i in np.flatnonzero(bundle.is_registered(m))) for m in models)
     if not len(models) or not len(xy):
         return _nothing(count, "no two frames share enough features", fragments)
     try:
-        poses, trust, reason, t, notes = refine.assemble(models, _tracks(z, name, K, count), seed)
+        poses, trust, reason, t, notes = refine.assemble(models, _tracks(z, name, K, count), seed, merging)
     except np.linalg.LinAlgError:
         return _nothing(count, "the sub-models are degenerate: too little depth or turning", fragments)
     registered = bundle.is_registered(poses)
