@@ -39,6 +39,11 @@ FIT: tuple[Column, ...] = (
     ("CD_h left cm²", ("fit", "cd_left"), "{:.1f}"),
     ("fit s", ("seconds", "fit"), "{:.0f}"),
 )
+ASKED = {  # of rigid clips; docs/methods/tracking.md names what differs
+    "poses": ">= 95", "rot_deg": "<= 2.5", "scale_error": "within 3", "mpjpe_right": "<= 10", "pa_mpjpe_right": "<= 7",
+    "mpjpe_left": "<= 14", "iou_object": ">= 0.90", "iou_hand": ">= 0.85", "track": "<= 150 with prepare",
+    "frames_given": ">= 95", "scale_ratio": "0.97 to 1.03", "cd_right": "<= 8",
+}  # fmt: skip
 ABLATED = {
     "poses",
     "rot_deg",
@@ -145,7 +150,8 @@ def _columns(rows: dict[str, dict], columns: Iterable[Column], *more) -> list[st
         if "error" in row:
             cells = [row["error"], *["–"] * (len(shown) - 1)] if shown else []
         lines.append(f"| {' | '.join([name, *cells, *(make(row) for _, make in more)])} |")
-    return lines
+    asked = [ASKED.get(key[1], "") for _, key, _ in shown]
+    return [*lines, f"| {' | '.join(['asked', *asked, *('<= 3000' for _ in more)])} |"]
 
 
 def _sign(rows: Iterable[dict]) -> str:
