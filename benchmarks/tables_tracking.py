@@ -147,7 +147,7 @@ def _columns(rows: dict[str, dict], columns: Iterable[Column], *more) -> list[st
     lines = [f"| clip | {' | '.join(titles)} |", "|---" * (len(titles) + 1) + "|"]
     for name, row in rows.items():
         cells = ["–" if (v := figure(row, key)) is None else form.format(v) for _, key, form in shown]
-        if "error" in row:
+        if "error" in row and set(cells) <= {"–"}:
             cells = [row["error"], *["–"] * (len(shown) - 1)] if shown else []
         lines.append(f"| {' | '.join([name, *cells, *(make(row) for _, make in more)])} |")
     asked = [ASKED.get(key[1], "") for _, key, _ in shown]

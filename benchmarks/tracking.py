@@ -84,12 +84,13 @@ def _only(seen: HandEstimates, frames: np.ndarray) -> HandEstimates:
     return HandEstimates(confidence=np.where(frames[:, None], seen.confidence, 0).astype(np.float32), **kept)
 
 
-def take_prepared(source: Run, target: Run, seed: int | None = None) -> None:
-    """Make `target` a run with the prepared clip of `source`, spoilt if a seed is given; nothing if it has it."""
+def take_prepared(source: Run, target: Run, seed: int | None = None, fresh: bool = False) -> None:
+    """Make `target` a run with the prepared clip of `source`, spoilt if a seed is given; nothing if it is, unless
+    `fresh`."""
     stamp = source.stamp("prepare")
     key = make_key(of=stamp.outputs, corrupt=seed, how=repr(CORRUPTION))
     have = target.stamp("prepare")
-    if have is not None and have.key == key:
+    if have is not None and have.key == key and not fresh:
         return
     shutil.rmtree(target.root, ignore_errors=True)
     target.root.mkdir(parents=True)
@@ -112,7 +113,7 @@ def run_clip(
         told = stage("prepare", clip / "video.mp4", "--out", str(source), *K, *again)
         row["peak_mb"]["prepare"] = told["peak_mb"]
     if source != root:
-        take_prepared(Run(source), Run(root), seed)
+        take_prepared(Run(source), Run(root), seed, fresh)
     told = stage("track", root, *again, *(("--track.without", *without) if without else ()))
     row["seconds"] = {k: told["seconds"][k] for k in ("prepare", "track")}
     row["peak_mb"] |= {} if "track" in told["kept"] else {"track": told["peak_mb"]}
@@ -125,8 +126,17 @@ def run_clip(
     truth = clip / "gt.npz"
     if truth.is_file():
         row["tracks"] = plain(score_tracks(sequence, tracks, load_npz(truth)))
-    if only_tracks:
-        return row
+    if not only_tracks:
+        try:
+            score_fit(clip, root, again, row)
+        except Failed as e:
+            row["error"] = str(e)
+    return row
+
+
+def score_fit(clip: Path, root: Path, again: list[str], row: dict[str, Any]) -> None:
+    """Run `fit` and `evaluate`, and add their figures to the row."""
+    truth = clip / "gt.npz"
     for name in ("fit", "evaluate"):
         given = ("--truth", str(truth)) if name == "evaluate" and truth.is_file() else ()
         told = stage(name, root, *again, *given)
@@ -135,9 +145,8 @@ def run_clip(
     row["reasons"], row["notes"] = told["reasons"], told["notes"]
     row["fit"] = dict(told["metrics"])
     if row["fit"].get("frames") is not None:  # of the frames that were given: what is missing cannot be found
-        row["fit"]["frames_given"] = row["fit"]["frames"] * len(load_npz(truth)["object_poses"]) / len(sequence)
+        row["fit"]["frames_given"] = row["fit"]["frames"] * len(load_npz(truth)["object_poses"]) / row["frames"]
     row["rungs"]["object after the fit"] = told["bodies"].get("object", {}).get("how", {})
-    return row
 
 
 def plain(figures: dict[str, float]) -> dict[str, float | None]:
@@ -153,7 +162,7 @@ def keep(path: Path, clip: str, configuration: str, row: dict[str, Any]) -> None
         results = {}
     rows = results.setdefault("clips", {}).setdefault(clip, {})
     before = rows.get(configuration, {})
-    if "error" not in row:
+    if "peak_mb" in row:
         row = {**row, "peak_mb": before.get("peak_mb", {}) | row["peak_mb"]}
     rows[configuration] = row
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -20,7 +21,7 @@ from handhold.geometry.rigid import so3_exp  # noqa: E402
 from handhold.runs import Run  # noqa: E402
 from handhold.scene import HandEstimates, Landmarks, Sequence  # noqa: E402
 from handhold.stages.prepare import load_prepared, save_prepared  # noqa: E402
-from handhold.stages.track import HandTrack, Tracks, evidence_without  # noqa: E402
+from handhold.stages.track import HandTrack, Tracks, evidence_without, sides_of  # noqa: E402
 
 F, H, W = 20, 24, 32
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -191,6 +192,16 @@ def test_evidence_can_be_left_out(clip):
     out = evidence_without(clip[0], ("regressor", "landmarks-3d"))
     assert not out.regressed and np.isnan(out.landmarks["right"].points3d).all()
     assert evidence_without(clip[0], ()) is clip[0]
+
+
+def test_a_hand_misread_now_and_then_is_no_second_hand(clip):
+    told = []
+    notes = SimpleNamespace(note=told.append)
+    spoilt = [benchmark.spoilt(clip[0], seed) for seed in range(4)]
+    assert all(sides_of(s, notes) == ["right"] for s in spoilt)
+    assert len(told) == sum((s.landmarks["left"].confidence > 0).any() for s in spoilt) > 0
+    both = replace(clip[0], landmarks={s: clip[0].landmarks["right"] for s in ("right", "left")})
+    assert sides_of(both, notes) == ["right", "left"]
 
 
 def test_results_are_merged_and_make_tables(tmp_path):

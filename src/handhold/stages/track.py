@@ -21,6 +21,8 @@ from ..runs import Run
 from ..scene import SIDES, Mesh, Sequence, load_npz, save_npz
 from .prepare import _part, load_prepared
 
+MISREAD = 0.3  # of the other hand's frames: a hand seen in fewer, and never beside it, is not there
+
 if TYPE_CHECKING:
     from ..tracking.grasp import GraspFit
     from ..tracking.sfm import SfmResult
@@ -108,12 +110,11 @@ def fit_hands(
     sequence: Sequence, sfm: SfmResult, config: Config, report: Progress
 ) -> tuple[dict[str, GraspFit], float]:
     """The hands in the object's frame, or each alone where the object has no poses, and metres per unit of `sfm`."""
-    from ..tracking.grasp import HIDDEN, fit_grasp, fit_hand, found
+    from ..tracking.grasp import HIDDEN, fit_grasp, fit_hand
 
     hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
     without = config.track.without
-    told = {s: found(m, sequence.regressed.get(s)).any() for s, m in sequence.landmarks.items()}
-    models = {s: HandModel.open(s, dtype=torch.float64) for s in sequence.landmarks if told[s]}
+    models = {s: HandModel.open(s, dtype=torch.float64) for s in sides_of(sequence, report)}
     mediapipe = config.prepare.joints is None
     lost = int(sfm.registered.sum()) < 3
     if lost:
@@ -145,6 +146,20 @@ def fit_hands(
     return hands, scale
 
 
+def sides_of(sequence: Sequence, report: Progress) -> list[str]:
+    """The hands that something tells of. One seen in few frames, and never beside the other, is the other misread."""
+    from ..tracking.grasp import found
+
+    seen = {s: found(m, sequence.regressed.get(s)) for s, m in sequence.landmarks.items()}
+    sides = sorted((s for s in seen if seen[s].any()), key=lambda s: -seen[s].sum())
+    if len(sides) == 2:
+        more, less = (seen[s] for s in sides)
+        if less.sum() < MISREAD * more.sum() and not (more & less).any():
+            report.note(f"The {sides[1]} hand of {less.sum()} frames was taken for the {sides[0]} one, misread.")
+            return sides[:1]
+    return [s for s in sequence.landmarks if s in sides]
+
+
 def _common_scale(hands, cam_from_object: np.ndarray, report: Progress) -> float:
     """Metres per unit of the object's frame: the hands' own estimates, weighted by how sure each is.
 
@@ -158,7 +173,7 @@ def _common_scale(hands, cam_from_object: np.ndarray, report: Progress) -> float
         wrists = [h.joints[h.confidence > 0, 0, 2] for h in hands.values()]
         distance = float(np.nanmedian(np.concatenate([*wrists, np.zeros(0)]))) if any(map(len, wrists)) else 0.5
         return distance / float(np.nanmedian(cam_from_object[:, 2, 3]))
-    if len(logs) == 2 and abs(logs[0] - logs[1]) > 0.25:
+    if len(logs) == 2 and (weights > 0).all() and abs(logs[0] - logs[1]) > 0.25:
         report.note(
             f"the two hands disagree on the object's scale by {100 * (np.exp(abs(logs[0] - logs[1])) - 1):.0f} %"
         )
