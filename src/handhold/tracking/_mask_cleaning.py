@@ -23,12 +23,13 @@ def px(p) -> tuple[int, int]:
     return int(np.clip(p[0], -9999, 9999)), int(np.clip(p[1], -9999, 9999))
 
 
-def clean(probabilities, features, hands, hand_size, share=None):
+def clean(probabilities, features, hands, hand_size, share=None, sides_known=False):
     """Labels to masks: components that belong to the hand-object group, islands and holes resolved, skin split by side
     and cut at the wrist.
 
     probabilities (F,H,W,4); features: `_mask_classifier.Features`; hands: side -> points (F,21,2) and confidence (F,);
-    hand_size: side -> (F,) pixels; share: (F,H,W) the right hand's part of the hands as the segmenter sees it, or None.
+    hand_size: side -> (F,) pixels; share: (F,H,W) the right hand's part of the hands as the segmenter sees it, or None;
+    sides_known: it is to be believed.
     Returns masks (F,H,W) bool and confidences (F,) by name.
     """
     n, h, w = probabilities.shape[:3]
@@ -36,7 +37,8 @@ def clean(probabilities, features, hands, hand_size, share=None):
     masks = {s: np.zeros((n, h, w), bool) for s in [*sides, "object", "other"]}
     confidence = {k: np.zeros(n, np.float32) for k in masks}
     typical_size = float(np.median([hand_size[s][0] for s in sides])) if sides else 0.3 * max(h, w)
-    share = None if share is None else _named_as_landmarks(share, hands)
+    if share is not None and not sides_known:
+        share = _named_as_landmarks(share, hands)
     previous, skins, founds, tops = None, [], [], []
     for i in range(n):
         p = probabilities[i].astype(np.float32)
@@ -56,7 +58,14 @@ def clean(probabilities, features, hands, hand_size, share=None):
         masks["object"][i] = obj
         masks["other"][i] = ~obj & ~skin & (label != BACKGROUND)
         previous = obj if obj.any() else previous
-    for i, owned in enumerate(_shared_out(skins, founds, sides, hand_size, share)):
+    if sides_known and share is not None:
+        owners = [
+            {s: k & ((r >= 0.5) if s == "right" else (r < 0.5)) for s in sides}
+            for k, r in zip(skins, share, strict=True)
+        ]
+    else:
+        owners = _shared_out(skins, founds, sides, hand_size, share)
+    for i, owned in enumerate(owners):
         for s, m in owned.items():
             masks[s][i] = m
         if share is not None:  # arms, and hands of others

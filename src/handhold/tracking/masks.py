@@ -24,7 +24,7 @@ from ._mask_classifier import Features, label_all, one_thread, redecide_edges, s
 from ._mask_cleaning import HAND, OBJECT, clean
 from ._mask_seeds import apparent_size, find_places, guess, on_skin, skin_color, with_network
 
-_WORK_SIDE = 512  # masks are computed at most this large and resampled by coverage
+WORK_SIDE = 512  # masks are computed at most this large and resampled by coverage
 
 
 @dataclass(frozen=True)
@@ -68,17 +68,19 @@ def segment(
     progress: Callable[[float, str], None] | None = None,
     seed: int = 0,
     probabilities: np.ndarray | None = None,
+    sides_known: bool = False,
 ) -> Sequence:
     """Add masks "right"/"left" (the sides with landmarks), "object" and "other" (what else moves: sleeve, arm, body),
     with a confidence per frame and mask.
 
     probabilities: (F,5,h,w) of background, right, left, object, forearm from `regressors.segment_clip`, of any size.
+    sides_known: they tell right from left (`relabel`), which a network alone hardly does.
     Without them, frames must come from a static camera for the background model to hold; where the background explains
     less than it should, confidences fall and a note says so. Deterministic for a given seed.
     """
     say = progress or (lambda share, what: None)
     width, height = sequence.size
-    scale = min(1.0, _WORK_SIDE / max(width, height))
+    scale = min(1.0, WORK_SIDE / max(width, height))
     size = (round(width * scale), round(height * scale))
     frames = (
         sequence.frames
@@ -138,7 +140,7 @@ def segment(
         fine = train(x[:, features.fine], y, rng, features.n_background)
     redecide_edges(labelled, fine, features, network)
     say(0.9, "clean")
-    masks, confidence = clean(labelled, features, hands, hand_size, share)
+    masks, confidence = clean(labelled, features, hands, hand_size, share, sides_known)
     if scale != 1.0:
         masks = {
             k: np.stack(
