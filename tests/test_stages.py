@@ -120,7 +120,7 @@ def test_a_hand_that_landmarks_miss_is_found_by_the_segmenter(tmp_path, square_v
         asked.update(boxes)
         return {"right": estimates()}
 
-    monkeypatch.setattr(prepare_stage, "_landmarks", lambda *a: {})
+    monkeypatch.setattr(prepare_stage, "_with_landmarks", lambda sequence, *a: sequence)
     monkeypatch.setattr(prepare_stage, "_networks", lambda *a: (object(), object()))
     monkeypatch.setattr("handhold.regressors.segment_clip.segment_clip", segment_clip)
     monkeypatch.setattr("handhold.regressors.hands.regress_clip", regress_clip)

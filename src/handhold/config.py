@@ -38,7 +38,11 @@ class PrepareConfig:
     masks: Path | None = None
     """Folder with your own masks, right/ left/ object/ *.png, one per frame; replaces the automatic segmentation."""
     joints: Path | None = None
-    """File with your own 2D hand landmarks (.npz, see docs/formats.md); replaces the automatic landmarks."""
+    """File or folder with hands that you found elsewhere: our own .npz or .json, OpenPose, MediaPipe, HaMeR or WiLoR
+    (see docs/formats.md); replaces the automatic landmarks."""
+    joints_handedness: Literal["auto", "as-written", "swapped"] = "auto"
+    """Which hand `joints` means by right: auto is the rule of its layout (docs/formats.md), as-written takes its word,
+    swapped the contrary."""
     start: float | None = None
     """Skip the video before this time, in seconds."""
     end: float | None = None

@@ -25,7 +25,7 @@ from ..runs import Run
 from ..scene import SIDES, HandEstimates, Landmarks, Sequence, load_npz, save_npz
 
 LONG = 300  # frames
-EVIDENCE = 2  # version of evidence.npz
+EVIDENCE = 3  # version of evidence.npz
 
 
 def prepare(run: Run, config: Config, report: Progress) -> None:
@@ -44,7 +44,7 @@ def prepare(run: Run, config: Config, report: Progress) -> None:
     if c.masks is not None:
         given = read_masks(c.masks, sequence.indices, sequence.size, full_size)
     segmenter, regressor = _networks(config, given[0], report)
-    sequence = replace(sequence, landmarks=_landmarks(sequence, full_size, config, partial(_part, report, 0.1, 0.35)))
+    sequence = _with_landmarks(sequence, full_size, config, partial(_part, report, 0.1, 0.35))
     probabilities = None
     if segmenter is not None:
         from ..regressors.segment_clip import segment_clip
@@ -88,6 +88,7 @@ def save_prepared(run: Run, sequence: Sequence, report=None) -> None:
             f"landmarks.{side}.points": np.asarray(marks.points, np.float32),
             f"landmarks.{side}.points3d": np.asarray(marks.points3d, np.float32),
             f"landmarks.{side}.confidence": np.asarray(marks.confidence, np.float32),
+            f"landmarks.{side}.source": np.asarray(marks.source),
         }
     for side, seen in sequence.regressed.items():
         for f in fields(HandEstimates):
@@ -112,7 +113,12 @@ def load_prepared(run: Run) -> Sequence:
         for name in (k.removeprefix("mask_confidence.") for k in z if k.startswith("mask_confidence."))
     }
     landmarks = {
-        side: Landmarks(*(z[f"landmarks.{side}.{k}"] for k in ("points", "points3d", "confidence")))
+        side: Landmarks(
+            *(z[f"landmarks.{side}.{k}"] for k in ("points", "points3d", "confidence")),
+            str(
+                z.get(f"landmarks.{side}.source", "mediapipe")
+            ),  # versions 1 and 2 did not say, and hardly any others were
+        )
         for side in SIDES
         if f"landmarks.{side}.points" in z
     }
@@ -136,20 +142,23 @@ def load_prepared(run: Run) -> Sequence:
     )
 
 
-def _landmarks(sequence: Sequence, full_size: tuple[int, int], config: Config, report) -> dict[str, Landmarks]:
+def _with_landmarks(sequence: Sequence, full_size: tuple[int, int], config: Config, report) -> Sequence:
     """Find landmarks, or take the user's, which are in pixels of the video before shrinking."""
-    if config.prepare.joints is not None:
-        from ..regressors.landmark_files import load_landmarks
+    c = config.prepare
+    if c.joints is not None:
+        from ..regressors.hand_files import read_hands
 
         scale = np.array(sequence.size, np.float32) / np.array(full_size, np.float32)
-        found = load_landmarks(config.prepare.joints, len(sequence))
-        return {side: replace(marks, points=marks.points * scale) for side, marks in found.items()}
+        given = read_hands(c.joints, sequence.indices, full_size, c.joints_handedness)
+        found = {side: replace(marks, points=marks.points * scale) for side, marks in given.landmarks.items()}
+        return replace(sequence, landmarks=found, notes=(*sequence.notes, *given.notes))
     from .. import assets
     from ..regressors.landmarks import HandLandmarker, track_landmarks
 
     with _hushed():
         landmarker = HandLandmarker(assets.path("palm_detection"), assets.path("hand_landmark"))
-    return track_landmarks(sequence.frames, landmarker, progress=lambda share: report(share, "hand landmarks"))
+    found = track_landmarks(sequence.frames, landmarker, progress=lambda share: report(share, "hand landmarks"))
+    return replace(sequence, landmarks=found)
 
 
 def _networks(config: Config, given: dict[str, np.ndarray], report):
