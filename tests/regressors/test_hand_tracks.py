@@ -67,6 +67,12 @@ def test_two_hands_at_once_are_not_both_right_and_a_third_is_nobodys():
     assert "third hand" in notes[-1]
 
 
+def test_a_hand_found_anew_in_the_frame_where_its_track_ends_keeps_its_side():
+    found = [seen(i, 100, 1.0, confidence=0.8) for i in range(10)] + [seen(i, 200, 1.0) for i in range(9, 20)]
+    out, _ = join(found, 20)
+    assert list(out) == ["right"] and out["right"].points[9, 0, 0] == 200 and out["right"].points[8, 0, 0] == 100
+
+
 def test_missing_joints_do_not_part_a_track():
     found = [seen(i, 100 + 5 * i, 1.0) for i in range(12)]
     for d in found[3:6]:

@@ -76,7 +76,7 @@ def join(detections: Sequence[Detection], count: int, source: str = "") -> tuple
     for track in sorted(tracks, key=lambda t: -t.weight):
         wish = "right" if track.vote >= 0 else "left"
         for side in (wish, *(s for s in SIDES if s != wish)):
-            if not any(track.frames() & other.frames() for other in taken[side]):
+            if not any(_beside(track, other) for other in taken[side]):
                 taken[side].append(track)
                 break
         else:
@@ -116,6 +116,12 @@ def chirality(points3d: np.ndarray) -> float:
         length = np.linalg.norm(np.diff(x[:, first : first + 4], axis=1), axis=-1).sum(1)
         bent += np.einsum("nc,nc->n", finger, normal) / np.maximum(length, 1e-12) / 4
     return float(bent.sum() / max(np.abs(bent).sum(), 1e-12)) if np.abs(bent).mean() > 0.05 else 0.0
+
+
+def _beside(a: _Track, b: _Track) -> bool:
+    """Whether two tracks are of two hands: both seen at once, and not only where one begins and the other ends."""
+    both = len(a.frames() & b.frames())
+    return both > 2 or both > 0.2 * min(len(a.seen), len(b.seen))
 
 
 def _middle(points: np.ndarray) -> np.ndarray:
@@ -199,8 +205,8 @@ def _landmarks(seen: list[Detection], count: int, side: str, source: str) -> Lan
     confidence = np.zeros(count, np.float32)
     for d in seen:
         same = (d.right >= 0.5) == (side == "right")
-        points[d.frame] = d.points
-        if same:
-            points3d[d.frame] = d.points3d
-        confidence[d.frame] = np.clip(d.confidence, 0, 1) * (1.0 if same else _WRONG_SIDE)
+        sure = float(np.clip(d.confidence, 0, 1)) * (1.0 if same else _WRONG_SIDE)
+        if sure > confidence[d.frame]:
+            points[d.frame], confidence[d.frame] = d.points, sure
+            points3d[d.frame] = d.points3d if same else np.nan
     return Landmarks(points, points3d, confidence, source)
