@@ -40,9 +40,6 @@ class PrepareConfig:
     joints: Path | None = None
     """File or folder with hands that you found elsewhere: our own .npz or .json, OpenPose, MediaPipe, HaMeR or WiLoR
     (see docs/formats.md); replaces the automatic landmarks."""
-    joints_handedness: Literal["auto", "as-written", "swapped"] = "auto"
-    """Which hand `joints` means by right: auto is the rule of its layout (docs/formats.md), as-written takes its word,
-    swapped the contrary."""
     start: float | None = None
     """Skip the video before this time, in seconds."""
     end: float | None = None
@@ -58,6 +55,9 @@ class PrepareConfig:
     """Network that tells hands, object and forearm apart: auto is the one that comes with handhold, off uses colours,
     background and landmarks alone, a path is a checkpoint of your own. sam2:NAME and sam3:NAME let SAM go over the
     masks of auto; NAME is a folder or a name on the hub (docs/models.md)."""
+    joints_handedness: Literal["auto", "as-written", "swapped"] = "auto"
+    """Which hand `joints` means by right: auto is the rule of its layout (docs/formats.md), as-written takes its word,
+    swapped the contrary."""
 
     def __post_init__(self) -> None:
         _require(self.stride >= 1, "stride must be 1 or more")

@@ -38,18 +38,19 @@ class SamPredictor:
         self, frames: np.ndarray, prompts: list[Prompt], bodies: int, report: Callable[[float], None]
     ) -> np.ndarray:
         n = len(frames)
-        out = np.full((2, n, bodies, 1, 1), -10.0, np.float16)
+        out = np.empty((2, n, bodies, 0, 0), np.float16)
         for way, backwards in enumerate((False, True)):
             session = self._session(frames, prompts)
             start = n - 1 if backwards else 0
             order = self.model.propagate_in_video_iterator(session, start_frame_idx=start, reverse=backwards)
             for done, answer in enumerate(_all_frames(order, self.model, session, n, backwards)):
-                logits = answer.pred_masks[:, 0].float().clamp(-20, 20).cpu().numpy()
+                logits = answer.pred_masks[:, 0].float().clamp(-10, 10).cpu().numpy()  # -1024: not in view
                 if out.shape[-2:] != logits.shape[-2:]:  # the first answer tells how fine they are
-                    out = np.full((2, n, bodies, *logits.shape[-2:]), -10.0, np.float16)
+                    out = np.full((2, n, bodies, *logits.shape[-2:]), np.nan, np.float16)
                 for body, x in zip(answer.object_ids, logits, strict=True):
                     out[way, answer.frame_idx, body] = x
                 report((way + (done + 1) / n) / 2)
+        out[:, :, sorted(set(range(bodies)) - {p.body for p in prompts})] = -10
         return out
 
     def _session(self, frames: np.ndarray, prompts: list[Prompt]):
