@@ -288,6 +288,8 @@ ODD = [
     ([[{"is_right": 1, "pred_keypoints_2d": [[0.1, 0]] * 21}]] * F, "shares of a crop"),
     ([[{"is_right": 1, "pred_keypoints_2d": [[9, 9]] * 21, "img_size": [100, 100]}]] * F, "another shape"),
     ([[{"is_right": 1, "pred_keypoints_2d": [[1e30, 9]] * 21}]] * F, "beyond"),
+    ([{"hand_landmarks": 3, "handedness": ["Left"]}] * F, "must be a list"),
+    ([{"hand_landmarks": [[[1, 2]] * 20 + ["x"]], "handedness": ["Left"]}] * F, "must be numbers"),
     ({"version": 1.3, "people": [3]}, "holds 1 frames"),
     ([{"people": [{"hand_left_keypoints_2d": [1, 2, 3]}]}] * F, "expected"),
 ]  # fmt: skip

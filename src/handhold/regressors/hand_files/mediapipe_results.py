@@ -107,8 +107,7 @@ def detections(frame: dict, row: int, size: tuple[int, int], source: Any, swap: 
             if points is not None:
                 out.append(_detection(points, None, row, float((side == "right") != swap), size, source))
         return out
-    hands = _hands(_first(frame, _LANDMARKS[kind]))
-    sides, world = _hands(_first(frame, _SIDES)), _hands(_first(frame, _WORLD))
+    hands, sides, world = (_hands(_first(frame, k), source) for k in (_LANDMARKS[kind], _SIDES, _WORLD))
     if len(sides) != len(hands) or (world and len(world) != len(hands)):
         raise UnusableInput(f"{source}: a frame has {len(hands)} hands, but {len(sides)} sides.")
     for k, hand in enumerate(hands):
@@ -125,8 +124,10 @@ def _first(values: dict, keys: tuple[str, ...]) -> Any:
     return next((values[k] for k in keys if values.get(k) is not None), None)
 
 
-def _hands(value: Any) -> list:
+def _hands(value: Any, source: Any) -> list:
     """A list of hands: JavaScript and `MessageToDict` sometimes leave an empty one out."""
+    if value is not None and not isinstance(value, list | np.ndarray):
+        raise UnusableInput(f"{source}: the hands of a frame must be a list, as MediaPipe returns them.")
     return [] if value is None else list(value)
 
 
@@ -142,9 +143,13 @@ def _points(value: Any, source: Any) -> np.ndarray | None:
     """(21,2 or 3), or None for a hand that is not there."""
     if isinstance(value, dict):
         value = value.get("landmark", value.get("landmarks"))
-    if value is None or len(value) == 0:
+    if value is None:
         return None
-    if isinstance(value[0], dict):
+    if not isinstance(value, list | np.ndarray):
+        raise UnusableInput(f"{source}: a hand must be a list of 21 landmarks.")
+    if len(value) == 0:
+        return None
+    if isinstance(value, list) and all(isinstance(p, dict) for p in value):
         value = [[p.get(k, 0.0) for k in "xyz"] for p in value]  # protobuf leaves zeros out
     array = numbers(value, f"{source}: landmarks")
     if array.shape not in ((21, 2), (21, 3)):
@@ -159,7 +164,7 @@ def _right(value: Any, source: Any) -> float:
         if isinstance(value, list) and value:
             value = value[0]
         if isinstance(value, dict):
-            score = float(value.get("score", 1.0))
+            score = value.get("score", 1.0)
             value = next(
                 (value[k] for k in ("classification", "label", "category_name", "categoryName") if value.get(k)), None
             )
@@ -168,6 +173,7 @@ def _right(value: Any, source: Any) -> float:
     if isinstance(value, bytes):
         value = value.decode("ascii", "replace")
     if isinstance(value, str) and value.lower() in ("right", "left"):
+        score = score if isinstance(score, int | float) and score == score else 1.0
         score = min(max(score, 0.5), 1.0)
         return score if value.lower() == "right" else 1 - score
     if isinstance(value, int | float) and value in (0, 1):
