@@ -120,7 +120,7 @@ def test_a_hand_that_landmarks_miss_is_found_by_the_segmenter(tmp_path, square_v
         asked.update(boxes)
         return {"right": estimates()}
 
-    monkeypatch.setattr(prepare_stage, "_landmarks", lambda *a: {})
+    monkeypatch.setattr(prepare_stage, "_with_landmarks", lambda sequence, *a: sequence)
     monkeypatch.setattr(prepare_stage, "_networks", lambda *a: (object(), object()))
     monkeypatch.setattr("handhold.regressors.segment_clip.segment_clip", segment_clip)
     monkeypatch.setattr("handhold.regressors.hands.regress_clip", regress_clip)
@@ -219,3 +219,56 @@ def test_export_writes_every_file(truth_run):
     for name in ("object.ply", "object_splat.ply", "scene.glb", "preview.mp4", "report.html"):
         assert (truth_run.root / name).stat().st_size > 1000, name
     assert not report.notes
+
+
+def test_files_of_other_tools_follow_the_frames_and_keep_their_source(tmp_path, square_video, evidence):
+    _, masks = evidence
+    folder, points = tmp_path / "openpose", np.random.default_rng(0).uniform(10, 50, (COUNT, 21, 2))
+    folder.mkdir()
+    for i, p in enumerate(points):
+        joints = np.hstack([p - 0.5, np.full((21, 1), 0.7)]).ravel().tolist()
+        frame = {"version": 1.3, "people": [{"hand_right_keypoints_2d": joints, "hand_left_keypoints_2d": []}]}
+        (folder / f"clip_{i:012d}_keypoints.json").write_text(json.dumps(frame))
+    c = PrepareConfig(joints=folder, masks=masks, hand_regressor="off", start=0.3)
+    run = prepared(tmp_path, square_video, Config(prepare=c))
+    marks = load_prepared(run).landmarks["right"]
+    assert marks.source == "openpose" and np.allclose(marks.points, points[3:], atol=1e-3)
+    swapped = prepared(tmp_path / "b", square_video, Config(prepare=replace(c, joints_handedness="swapped")))
+    assert list(load_prepared(swapped).landmarks) == ["left"]
+    old = {k: v for k, v in load_npz(run.prepare_dir / "evidence.npz").items() if not k.endswith(".source")}
+    save_npz(run.prepare_dir / "evidence.npz", old | {"version": np.int64(2)})
+    assert load_prepared(run).landmarks["right"].source == "mediapipe"
+
+
+def test_sam_goes_over_the_first_masks_and_the_users_win(tmp_path, square_video, evidence, monkeypatch):
+    from handhold.regressors import sam
+    from handhold.tracking import masks as first
+
+    joints, masks = evidence
+    only_object = tmp_path / "object_only"
+    low = np.zeros((COUNT, HEIGHT, WIDTH), bool)
+    low[:, 41:] = True
+    write_masks(only_object, {"object": low}, np.arange(COUNT))
+
+    def segment(sequence, report, seed, probabilities):
+        found = {n: np.zeros((COUNT, HEIGHT, WIDTH), bool) for n in ("right", "object")}
+        found["right"][:, 10:30, 10:30] = found["object"][:, 24:40, 40:60] = True
+        return sequence.with_evidence(masks=found, mask_confidence={n: np.ones(COUNT, np.float32) for n in found})
+
+    def predictor(frames, prompts, bodies, report):
+        logits = np.full((2, COUNT, bodies, HEIGHT, WIDTH), -9.0)
+        logits[:, :, 0, 10:32, 10:30] = logits[:, :, 1, 24:42, 40:60] = 9
+        return logits
+
+    opened = []
+    monkeypatch.setattr(first, "segment", segment)
+    monkeypatch.setattr(sam, "open_sam", lambda choice, device: opened.append(str(choice)) or predictor)
+    monkeypatch.setattr(prepare_stage, "_networks", lambda *a: (None, None))
+    c = PrepareConfig(joints=joints, hand_regressor="off", segmenter=Path("sam2:some/name"))
+    s = load_prepared(prepared(tmp_path / "a", square_video, Config(prepare=c)))
+    assert opened == ["sam2:some/name"] and s.masks["right"][:, 31, 20].all() and s.masks["object"][:, 41, 50].all()
+    s = load_prepared(prepared(tmp_path / "b", square_video, Config(prepare=replace(c, masks=only_object))))
+    assert s.masks["right"][:, 31, 20].all() and not s.masks["object"][:, 30, 50].any()
+    assert s.masks["object"][:, 60, 5].all()
+    prepared(tmp_path / "c", square_video, Config(prepare=replace(c, masks=masks)))
+    assert len(opened) == 2  # with the object's mask and a hand's there is nothing to segment

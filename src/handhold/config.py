@@ -51,7 +51,8 @@ class PrepareConfig:
     masks: Path | None = None
     """Folder with your own masks, right/ left/ object/ *.png, one per frame; replaces the automatic segmentation."""
     joints: Path | None = None
-    """File with your own 2D hand landmarks (.npz, see docs/formats.md); replaces the automatic landmarks."""
+    """File or folder with hands that you found elsewhere: our own .npz or .json, OpenPose, MediaPipe, HaMeR or WiLoR
+    (see docs/formats.md); replaces the automatic landmarks."""
     start: float | None = None
     """Skip the video before this time, in seconds."""
     end: float | None = None
@@ -65,7 +66,11 @@ class PrepareConfig:
     alone, a path is a checkpoint of your own (`handhold train`)."""
     segmenter: Literal["auto", "off"] | Path = "auto"
     """Network that tells hands, object and forearm apart: auto is the one that comes with handhold, off uses colours,
-    background and landmarks alone, a path is a checkpoint of your own."""
+    background and landmarks alone, a path is a checkpoint of your own. sam2:NAME and sam3:NAME let SAM go over the
+    masks of auto; NAME is a folder or a name on the hub (docs/models.md)."""
+    joints_handedness: Literal["auto", "as-written", "swapped"] = "auto"
+    """Which hand `joints` means by right: auto is the rule of its layout (docs/formats.md), as-written takes its word,
+    swapped the contrary."""
 
     def __post_init__(self) -> None:
         _require(self.stride >= 1, "stride must be 1 or more")
@@ -269,8 +274,20 @@ def _map_paths(config: T, unless: T | None, change: typing.Callable[[Path], Path
         if dataclasses.is_dataclass(value):
             new[f.name] = _map_paths(value, before, change)
         elif isinstance(value, Path) and value != before:
-            new[f.name] = change(value)
+            new[f.name] = _map_sam(value, change) if is_sam(value) else change(value)
     return dataclasses.replace(config, **new)  # type: ignore[type-var]
+
+
+def is_sam(value: Any) -> bool:
+    """Whether a setting names a SAM, as `sam2:FOLDER` or `sam3:HUB/NAME`, rather than a file."""
+    return str(value).startswith(("sam2:", "sam3:"))
+
+
+def _map_sam(value: Path, change: typing.Callable[[Path], Path]) -> Path:
+    """A folder follows `change`; a name on the hub stays."""
+    kind, _, where = str(value).partition(":")
+    folder = change(Path(where))
+    return Path(f"{kind}:{folder}") if folder.is_dir() else value
 
 
 def _toml(value: Any) -> str:

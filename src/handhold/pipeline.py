@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .config import BadConfig, Config, absolute, to_dict
+from .config import BadConfig, Config, absolute, is_sam, to_dict
 from .errors import HandholdError, UnusableInput
 from .files import digest
 from .progress import Progress
@@ -254,6 +254,9 @@ def _settings(config: Config, stage: Stage) -> dict[str, Any]:
 def _by_content(value: Any) -> Any:
     """A setting as JSON, with paths replaced by the digest of what they hold."""
     if isinstance(value, Path):
+        if is_sam(value):
+            folder = Path(str(value).partition(":")[2])
+            return f"{str(value)[:5]}{digest(folder)}" if folder.is_dir() else str(value)
         if not value.exists():
             raise UnusableInput(f"{value} does not exist.")
         return digest(value)

@@ -28,6 +28,7 @@ class Landmarks:
         np.ndarray
     )  # (F,21,3) float32 metres up to similarity, camera-aligned axes; NaN where not found or not given
     confidence: np.ndarray  # (F,) float32 in [0,1]; 0 where not found
+    source: str = ""  # what the points mean: "mediapipe", "openpose", "mano" (HaMeR, WiLoR), "" for a model's joints
 
 
 @dataclass(frozen=True)

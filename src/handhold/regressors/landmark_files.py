@@ -3,7 +3,8 @@
 `.npz`: `right_points` (F,21,2) pixels, and optionally `right_points3d` (F,21,3) and `right_confidence` (F,); the same
 with `left_`. `.json`: {"right": {"points": [[[x, y] x 21] x F], "points3d": ..., "confidence": [...]}, "left":
 {...}}, where a frame or a joint may be null. Pixels have their centres at +0.5, OpenPose order; NaN (or null) says
-"not found".
+"not found". `source` may say whose landmarks they are: "mediapipe" points lie beside a hand model's joints, and the
+fit allows for that.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ..errors import UnusableInput
 from ..scene import SIDES, Landmarks, load_npz, save_npz
 
 _MAX_PIXELS, _MAX_METRES, _MAX_BYTES = 1e5, 1e3, 1 << 30
+_SOURCES = ("", "mediapipe", "openpose", "mano")
 
 
 def save_landmarks(path: str | os.PathLike, landmarks: dict[str, Landmarks]) -> None:
@@ -25,7 +27,8 @@ def save_landmarks(path: str | os.PathLike, landmarks: dict[str, Landmarks]) -> 
     out = {}
     for side, lm in landmarks.items():
         out |= {f"{side}_points": lm.points, f"{side}_points3d": lm.points3d, f"{side}_confidence": lm.confidence}
-    save_npz(path, {k: np.asarray(v, np.float32) for k, v in out.items()})
+    source = next((lm.source for lm in landmarks.values()), "")
+    save_npz(path, {"source": np.asarray(source)} | {k: np.asarray(v, np.float32) for k, v in out.items()})
 
 
 def load_landmarks(path: str | os.PathLike, n_frames: int) -> dict[str, Landmarks]:
@@ -36,6 +39,9 @@ def load_landmarks(path: str | os.PathLike, n_frames: int) -> dict[str, Landmark
     """
     path = Path(path)
     raw = _read_json(path) if path.suffix.lower() == ".json" else load_npz(path, _MAX_BYTES)
+    source = str(raw.get("source", ""))
+    if source not in _SOURCES:
+        raise UnusableInput(f"{path}: source must be one of {', '.join(filter(None, _SOURCES))}, or left out.")
     out = {}
     for side in SIDES:
         if f"{side}_points" not in raw:
@@ -55,7 +61,7 @@ def load_landmarks(path: str | os.PathLike, n_frames: int) -> dict[str, Landmark
             confidence = np.nan_to_num(confidence)
         confidence = np.where(found.any(1), confidence, 0).astype(np.float32)
         if confidence.any():
-            out[side] = Landmarks(points, points3d, confidence)
+            out[side] = Landmarks(points, points3d, confidence, source)
     if not out:
         raise UnusableInput(
             f"{path} holds no hand: expected `right_points` or `left_points` of shape ({n_frames}, 21, 2)."
@@ -89,7 +95,7 @@ def _read_json(path: Path) -> dict[str, np.ndarray]:
         raise UnusableInput(f"{path} is not readable JSON ({type(e).__name__}).") from e
     if not isinstance(data, dict):
         raise UnusableInput(f'{path} must hold an object such as {{"right": {{"points": ...}}}}.')
-    out = {}
+    out = {"source": np.asarray(str(data.get("source", "")))}
     for side in SIDES:
         hand = data.get(side)
         if hand is None:

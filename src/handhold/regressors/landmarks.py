@@ -331,7 +331,7 @@ def _as_landmarks(tracks: dict[str, list[Reading | None]], n: int) -> dict[str, 
             if r is not None:
                 p[i], q[i], c[i] = r.points, r.points3d, r.confidence
         if c.any():
-            out[side] = Landmarks(p, q, c)
+            out[side] = Landmarks(p, q, c, "mediapipe")
     return out
 
 

@@ -15,7 +15,7 @@ from functools import partial
 import cv2
 import numpy as np
 
-from ..config import Config
+from ..config import Config, is_sam
 from ..datasets.masks import read_masks, write_masks, write_png
 from ..datasets.video import read_clip
 from ..errors import StageFailed, UnusableInput
@@ -25,7 +25,7 @@ from ..runs import Run
 from ..scene import SIDES, HandEstimates, Landmarks, Sequence, load_npz, save_npz
 
 LONG = 300  # frames
-EVIDENCE = 2  # version of evidence.npz
+EVIDENCE = 3  # version of evidence.npz
 
 
 def prepare(run: Run, config: Config, report: Progress) -> None:
@@ -43,8 +43,9 @@ def prepare(run: Run, config: Config, report: Progress) -> None:
     given = ({}, {})  # read before the slow work, so that a mistake is told at once
     if c.masks is not None:
         given = read_masks(c.masks, sequence.indices, sequence.size, full_size)
+    sam = _sam(config, given[0])
     segmenter, regressor = _networks(config, given[0], report)
-    sequence = replace(sequence, landmarks=_landmarks(sequence, full_size, config, partial(_part, report, 0.1, 0.35)))
+    sequence = _with_landmarks(sequence, full_size, config, partial(_part, report, 0.1, 0.35))
     probabilities = None
     if segmenter is not None:
         from ..regressors.segment_clip import segment_clip
@@ -58,7 +59,7 @@ def prepare(run: Run, config: Config, report: Progress) -> None:
         estimates = regress_clip(regressor, sequence.frames, sequence.K, boxes, partial(_part, report, 0.6, 0.75))
         sequence = replace(sequence, regressed=estimates)
     sequence = _with_hands(sequence)
-    sequence = _masks(sequence, *given, probabilities, config.seed, partial(_part, report, 0.75, 0.9))
+    sequence = _masks(sequence, *given, probabilities, config.seed, partial(_part, report, 0.75, 0.9), sam)
     if "object" not in sequence.masks or not sequence.masks["object"].any():
         raise StageFailed("No handled object was found in the video; give --masks with an `object` folder.")
     for note in sequence.notes:
@@ -88,6 +89,7 @@ def save_prepared(run: Run, sequence: Sequence, report=None) -> None:
             f"landmarks.{side}.points": np.asarray(marks.points, np.float32),
             f"landmarks.{side}.points3d": np.asarray(marks.points3d, np.float32),
             f"landmarks.{side}.confidence": np.asarray(marks.confidence, np.float32),
+            f"landmarks.{side}.source": np.asarray(marks.source),
         }
     for side, seen in sequence.regressed.items():
         for f in fields(HandEstimates):
@@ -112,7 +114,10 @@ def load_prepared(run: Run) -> Sequence:
         for name in (k.removeprefix("mask_confidence.") for k in z if k.startswith("mask_confidence."))
     }
     landmarks = {
-        side: Landmarks(*(z[f"landmarks.{side}.{k}"] for k in ("points", "points3d", "confidence")))
+        side: Landmarks(
+            *(z[f"landmarks.{side}.{k}"] for k in ("points", "points3d", "confidence")),
+            str(z.get(f"landmarks.{side}.source", "mediapipe")),  # versions 1 and 2 did not say
+        )
         for side in SIDES
         if f"landmarks.{side}.points" in z
     }
@@ -136,20 +141,32 @@ def load_prepared(run: Run) -> Sequence:
     )
 
 
-def _landmarks(sequence: Sequence, full_size: tuple[int, int], config: Config, report) -> dict[str, Landmarks]:
+def _with_landmarks(sequence: Sequence, full_size: tuple[int, int], config: Config, report) -> Sequence:
     """Find landmarks, or take the user's, which are in pixels of the video before shrinking."""
-    if config.prepare.joints is not None:
-        from ..regressors.landmark_files import load_landmarks
+    c = config.prepare
+    if c.joints is not None:
+        from ..regressors.hand_files import read_hands
 
         scale = np.array(sequence.size, np.float32) / np.array(full_size, np.float32)
-        found = load_landmarks(config.prepare.joints, len(sequence))
-        return {side: replace(marks, points=marks.points * scale) for side, marks in found.items()}
+        given = read_hands(c.joints, sequence.indices, full_size, c.joints_handedness)
+        found = {side: replace(marks, points=marks.points * scale) for side, marks in given.landmarks.items()}
+        return replace(sequence, landmarks=found, notes=(*sequence.notes, *given.notes))
     from .. import assets
     from ..regressors.landmarks import HandLandmarker, track_landmarks
 
     with _hushed():
         landmarker = HandLandmarker(assets.path("palm_detection"), assets.path("hand_landmark"))
-    return track_landmarks(sequence.frames, landmarker, progress=lambda share: report(share, "hand landmarks"))
+    found = track_landmarks(sequence.frames, landmarker, progress=lambda share: report(share, "hand landmarks"))
+    return replace(sequence, landmarks=found)
+
+
+def _sam(config: Config, given: dict[str, np.ndarray]):
+    """The SAM that the settings name, or None; not needed when the user gives the object's mask and a hand's."""
+    if not is_sam(config.prepare.segmenter) or ("object" in given and any(s in given for s in SIDES)):
+        return None
+    from ..regressors.sam import open_sam
+
+    return open_sam(config.prepare.segmenter, config.device)
 
 
 def _networks(config: Config, given: dict[str, np.ndarray], report):
@@ -160,7 +177,8 @@ def _networks(config: Config, given: dict[str, np.ndarray], report):
     from ..regressors.hands import REGRESSOR, SEGMENTER, open_network
 
     c = config.prepare
-    wanted = {"segmenter": (c.segmenter, SEGMENTER), "hand regressor": (c.hand_regressor, REGRESSOR)}
+    first = "auto" if is_sam(c.segmenter) else c.segmenter  # SAM goes over what the segmenter that comes along finds
+    wanted = {"segmenter": (first, SEGMENTER), "hand regressor": (c.hand_regressor, REGRESSOR)}
     if "object" in given and any(s in given for s in SIDES):
         del wanted["segmenter"]
     found = {}
@@ -215,13 +233,18 @@ def _with_hands(sequence: Sequence) -> Sequence:
     return replace(sequence, landmarks=known)
 
 
-def _masks(sequence: Sequence, given, given_confidence, probabilities, seed: int, report) -> Sequence:
-    """Segment what was not given."""
+def _masks(sequence: Sequence, given, given_confidence, probabilities, seed: int, report, sam=None) -> Sequence:
+    """Segment what was not given; SAM, where there is one, goes over that."""
     if {"object", *sequence.landmarks} <= set(given):
         return replace(sequence, masks=given, mask_confidence=given_confidence)
     from ..tracking.masks import segment
 
-    sequence = segment(sequence, report, seed=seed, probabilities=probabilities)
+    share = 1.0 if sam is None else 0.5
+    sequence = segment(sequence, partial(_part, report, 0.0, share), seed=seed, probabilities=probabilities)
+    if sam is not None:
+        from ..regressors.sam import refine_masks
+
+        sequence = refine_masks(sam, sequence, partial(_part, report, share, 1.0))
     return replace(
         sequence,
         masks=sequence.masks | given,

@@ -115,7 +115,7 @@ def fit_hands(
     hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
     without = config.track.without
     models = {s: HandModel.open(s, dtype=torch.float64) for s in sides_of(sequence, report)}
-    mediapipe = config.prepare.joints is None
+    mediapipe = {s: marks.source == "mediapipe" for s, marks in sequence.landmarks.items()}
     lost = int(sfm.registered.sum()) < 3
     if lost:
         report.partial(
@@ -123,7 +123,7 @@ def fit_hands(
         )
     if lost or "grasp" in without:
         hands = {
-            s: fit_hand(m, sequence.K, sequence.landmarks[s], mediapipe, sequence.regressed.get(s))
+            s: fit_hand(m, sequence.K, sequence.landmarks[s], mediapipe[s], sequence.regressed.get(s))
             for s, m in models.items()
         }
         return hands, 1.0 if lost else _common_scale(hands, sfm.cam_from_object, report)
@@ -135,7 +135,7 @@ def fit_hands(
             hands[s] = fit_grasp(
                 model, sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
                 hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed,
-                object_masks=np.any([sequence.masks["object"], *others], axis=0), mediapipe=mediapipe,
+                object_masks=np.any([sequence.masks["object"], *others], axis=0), mediapipe=mediapipe[s],
                 scale_prior=(scale, 0.01) if again else None, regressed=sequence.regressed.get(s),
                 silhouettes="silhouette" not in without, regrasps="windows" not in without,
                 slow_motion="slow-motion" not in without, hidden=1.0 if "visibility" in without else HIDDEN,

@@ -93,7 +93,10 @@ def corrupt_sequence(sequence: Sequence, corruption: Corruption, seed: int) -> S
 
 def _frames_of(evidence, keep: np.ndarray):
     """The same kind of evidence of some frames."""
-    return replace(evidence, **{f.name: getattr(evidence, f.name)[keep] for f in fields(evidence)})
+    per_frame = {
+        k: v for k, v in ((f.name, getattr(evidence, f.name)) for f in fields(evidence)) if not isinstance(v, str)
+    }
+    return replace(evidence, **{k: v[keep] for k, v in per_frame.items()})
 
 
 # ---------------------------------------------------------------- landmarks
@@ -113,7 +116,7 @@ def jitter_landmarks(lm: Landmarks, pixels: float, metres: float, rng: np.random
     """Independent Gaussian noise on every coordinate."""
     points = lm.points + np.float32(pixels) * rng.standard_normal(lm.points.shape).astype(np.float32)
     points3d = lm.points3d + np.float32(metres) * rng.standard_normal(lm.points3d.shape).astype(np.float32)
-    return Landmarks(points.astype(np.float32), points3d.astype(np.float32), lm.confidence.copy())
+    return replace(lm, points=points.astype(np.float32), points3d=points3d.astype(np.float32))
 
 
 def mislead_landmarks(lm: Landmarks, share: float, pixels: float, rng: np.random.Generator) -> Landmarks:
@@ -156,7 +159,7 @@ def _found(lm: Landmarks) -> np.ndarray:
 def _without(lm: Landmarks, frames: np.ndarray) -> Landmarks:
     points, points3d, confidence = lm.points.copy(), lm.points3d.copy(), lm.confidence.copy()
     points[frames], points3d[frames], confidence[frames] = np.nan, np.nan, 0
-    return Landmarks(points, points3d, confidence)
+    return replace(lm, points=points, points3d=points3d, confidence=confidence)
 
 
 def _paste(into: Landmarks, other: Landmarks, frames: np.ndarray) -> Landmarks:
@@ -166,7 +169,7 @@ def _paste(into: Landmarks, other: Landmarks, frames: np.ndarray) -> Landmarks:
         other.points3d[frames],
         other.confidence[frames],
     )
-    return Landmarks(points, points3d, confidence)
+    return replace(into, points=points, points3d=points3d, confidence=confidence)
 
 
 # ---------------------------------------------------------------- masks
