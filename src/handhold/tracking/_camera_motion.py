@@ -37,7 +37,7 @@ def background_tracks(
     )  # fmt: skip
 
 
-def turning(t: bundle.Tracks, rounds: int = 40) -> tuple[np.ndarray, np.ndarray]:
+def turning(t: bundle.Tracks, rounds: int = 20) -> tuple[np.ndarray, np.ndarray]:
     """Rotations cam_from_world (F,3,3) of a camera that only turns, NaN where tracks break off, and each observation's
     error (N,) in pixels.
 
@@ -105,7 +105,7 @@ def moving(t: bundle.Tracks, R: np.ndarray, seed: int = 0) -> np.ndarray | None:
     return refine._polish(poses, t, 15, refine.FINE)
 
 
-def _wide_pairs(t: bundle.Tracks, R: np.ndarray, count: int = 12) -> list[tuple[int, int]]:
+def _wide_pairs(t: bundle.Tracks, R: np.ndarray, count: int = 6) -> list[tuple[int, int]]:
     """Pairs of frames with the most parallax: shared tracks times their median distance from turning alone, pixels."""
     out = []
     lags = sorted({l for l in (4, 8, 12, 20, 30, 45) if l < t.frames} or {t.frames - 1})

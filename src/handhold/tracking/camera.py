@@ -1,11 +1,11 @@
 """The video's camera: does it stand still, and where is it in every frame?
 
 1. `_camera_still` decides from the background alone. Without evidence a camera is taken as static, and that is said.
-2. A camera that moves is found by structure from motion on the background (`_camera_motion`): flow tracks, rotations from
-   aligned rays, then two frames with parallax, PnP and bundle adjustment; pycolmap (`sfm`) where that places too few
-   frames. Without parallax only the rotation can be seen, and the translation is zero.
-3. The background's scale is not the hands'. `metric_scale` finds it: the one at which hands and object move least in the
-   world.
+2. A camera that moves is found by structure from motion on the background (`_camera_motion`): flow tracks, rotations
+   from aligned rays, then two frames with parallax, PnP and bundle adjustment; pycolmap (`sfm`) where that places too
+   few frames. Without parallax only the rotation can be seen, and the translation is zero.
+3. The background's scale is not the hands'. `metric_scale` finds it: the one at which hands and object move least in
+   the world.
 World is the first frame's camera; which way is up is not known.
 """
 
@@ -30,7 +30,7 @@ SIDE = 320  # the longer side of the frames that are followed; flow doubles them
 MARGIN = 0.02  # of the longer side, by which the subject's masks are widened
 PARALLAX = 0.5  # pixels of such frames that turning alone must leave in a fifth of the observations to look for more
 MOST = 0.6  # of the frames that a model must place
-LAGS = (1, 2, 4, 8, 16)  # frames between the two ends of a step, for the scale
+LAGS = (1, 2)  # frames between the two ends of a step, for the scale; over longer ones the subject wanders too
 SURE = 0.3  # standard deviation of the scale's logarithm from which it is not observable
 
 
@@ -131,10 +131,14 @@ def _moving(t: bundle.Tracks, otherwise: Callable[[], np.ndarray], evidence: str
     world[known] = np.linalg.inv(poses[known])
     world = motion.interpolated(world)
     world = np.linalg.inv(world[0]) @ world
+    world[0] = np.eye(4)
     how = "turns and moves" if translates else "only turns, as far as the background shows (no parallax)"
     if doubt:
         how = "turns"
-    text = f"{evidence}. It {how}; {int(known.sum())} of {t.frames} frames are placed.{doubt} The world is the first frame's camera, gravity is not known."
+    text = (
+        f"{evidence}. It {how}; {int(known.sum())} of {t.frames} frames are placed.{doubt} "
+        "The world is the first frame's camera, gravity is not known."
+    )
     return CameraTrack(world, False, translates, trust.astype(np.float32), reason, text, nearest)
 
 
@@ -179,7 +183,9 @@ def metric_scale(track: CameraTrack, points: list[np.ndarray], weights: list[np.
     blocks = np.array_split(np.arange(len(c)), min(10, max(3, len(c) // 4)))
     left_out = [_least_motion(a[k], b[k], w[k]) for block in blocks if (k := ~np.isin(ends, block).any(1)).sum() >= 4]
     n = len(left_out)
-    std = float(np.sqrt((n - 1) / max(n, 1) * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))) if n > 2 else np.inf
+    std = (
+        float(np.sqrt((n - 1) / max(n, 1) * np.sum((np.array(left_out) - np.mean(left_out)) ** 2))) if n > 2 else np.inf
+    )
     if not value > std:  # nothing, or the wrong sign
         return _by_distance(track, points)
     return CameraScale(value, std / value, std / value < SURE)
@@ -200,6 +206,14 @@ def _by_distance(track: CameraTrack, points: list[np.ndarray]) -> CameraScale:
     z = z[np.isfinite(z)]
     value = float(np.median(z) / track.nearest) if len(z) and track.nearest > 0 else 1.0
     return CameraScale(value, np.inf, False)
+
+
+def scale_note(scale: CameraScale) -> str:
+    """What to tell the user of it."""
+    if scale.observable:
+        return f"camera: the scale of its path is known to {100 * np.expm1(scale.log_std):.0f} % from hands and object"
+    why = "they move too much" if np.isfinite(scale.log_std) else "guessed: the nearest background as far as they are"
+    return f"camera scale unobservable from hands and object ({why}); lengths of the camera's path are not metric"
 
 
 def scaled(track: CameraTrack, scale: CameraScale) -> CameraTrack:

@@ -31,7 +31,7 @@ TEXTURES = [texture(k) for k in range(len(PLANES))]
 
 
 def path(count: int, turn: float, shift: float, seed: int = 0) -> np.ndarray:
-    """world_from_cam (F,4,4), smooth, first one the identity: turns by about `turn` degrees, moves by `shift` metres."""
+    """Smooth world_from_cam (F,4,4) from the identity on: turns by about `turn` degrees, moves by `shift` metres."""
     rng = np.random.default_rng(seed)
     t = np.linspace(0, 1, count)[:, None]
     phase, rate = rng.uniform(0, 6, (2, 3)), rng.uniform(2, 6, (2, 3))
@@ -67,8 +67,8 @@ def film(world_from_cam: np.ndarray, noise: float = 3.0, seed: int = 0, blob: np
             ok = (z > 0.05) & (z < near)
             if box is not None:
                 ok &= (a > box[0][0]) & (a < box[1][0]) & (b > box[0][1]) & (b < box[1][1])
-            m = lambda q: ((np.where(ok, q, 0) * 300 + 1e4) % len(tex)).astype(np.float32)  # noqa: E731
-            seen = cv2.remap(tex, m(a), m(b), cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+            a, b = (((np.where(ok, q, 0) * 300 + 1e4) % len(tex)).astype(np.float32) for q in (a, b))
+            seen = cv2.remap(tex, a, b, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
             image[ok], near[ok] = seen[ok], z[ok]
         mask = np.zeros((h, w), bool)
         if blob is not None:
