@@ -47,10 +47,11 @@ def judge_stillness(frames: np.ndarray, background: np.ndarray, tick=lambda shar
     if len(rest) < 0.15 * len(np.unique(pairs[:, 1])):
         return Stillness(None, 0.0, "too little of the background is seen again to tell whether the camera moves")
     share = float(np.mean(rest))
+    typical = np.median(moved[far & says] if (far & says).any() else moved[says])
     text = (
         f"{100 * stay[says].sum() / best[says].sum():.0f} % of the background patches that share a motion are at rest, "
         f"over {int((far & says).sum())} far and {int((~far & says).sum())} neighbouring pairs of frames "
-        f"(common motion {np.median(moved[far & says]) if (far & says).any() else np.median(moved[says]):.1f} pixels)"
+        f"(median motion of these {typical:.1f} pixels)"
     )
     return Stillness(share >= 0.95, share, text)
 
