@@ -111,7 +111,7 @@ def _moving(t: bundle.Tracks, otherwise: Callable[[], np.ndarray], evidence: str
         if not fit:
             poses, fit = _checked(otherwise(), t, left)
         if not fit:
-            poses, doubt = turned, " Not all of the background fits that, but no path fits better: its position is left out."
+            poses, doubt = turned, " Not all of the background fits that, but no path fits better: position left out."
     translates = poses is not turned
     known = bundle.is_registered(poses)
     if known.sum() < 2:
