@@ -73,6 +73,21 @@ def test_tracks_are_read_back(tmp_path, clip):
         assert all((getattr(t.hands[side], k) == v).all() for k, v in h.items())
 
 
+def test_the_camera_is_read_back_and_old_tracks_have_one_that_stands_still(tmp_path, clip):
+    run = Run(tmp_path)
+    arrays = write_tracks(run, {}, poses())
+    old = load_tracks(run, clip)
+    assert (old.world_from_cam == np.eye(4)).all() and old.camera_static and len(old.camera_reason) == COUNT
+    camera = {
+        "world_from_cam": poses(), "camera.static": np.bool_(False),
+        "camera.confidence": np.full(COUNT, 0.5), "camera.reason": np.array(["turning"] * COUNT),
+    }  # fmt: skip
+    save_npz(run.track_dir / "tracks.npz", arrays | camera)
+    new = load_tracks(run, clip)
+    assert (new.world_from_cam == poses()).all() and not new.camera_static and set(new.camera_reason) == {"turning"}
+    assert (new.camera_confidence == 0.5).all()
+
+
 def test_tracks_that_cannot_be_used_are_told(tmp_path, clip):
     run = Run(tmp_path)
     with pytest.raises(UnusableInput, match="run `handhold track"):

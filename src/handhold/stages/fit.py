@@ -22,6 +22,7 @@ MIN_CONFIDENCE = 0.08  # an object frame below this is not shown as found
 def fit(run: Run, config: Config, report: Progress) -> None:
     """Fit the object's surface (SDF grid), both bodies' Gaussians, and the poses; write the scene."""
     from ..methods.rigid import fit_rigid
+    from ..tracking.camera import in_world
 
     if config.device != "cpu":
         report.note(f"device {config.device} was asked for, but this method's kernels run on the CPU.")
@@ -51,13 +52,13 @@ def fit(run: Run, config: Config, report: Progress) -> None:
                 for k in ("means", "quats", "scales", "opacities", "colors")
             },
         )
-    scene = build_scene(sequence, tracks, result)
+    scene = in_world(build_scene(sequence, tracks, result), tracks.world_from_cam)
     scene.save(run.scene_path)
     report(1.0)
 
 
 def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
-    """Tracks and fitted shape as a `Scene` (camera frame = world: the camera is static)."""
+    """Tracks and fitted shape as a `Scene` whose world is each frame's camera; `in_world` moves it."""
     n = len(sequence)
     bodies: dict[str, Body] = {}
     for side, h in result.hands.items():

@@ -1,7 +1,8 @@
 """track: prepared clip -> hand and object poses in the camera's frame, metres, in `2_track/`.
 
 tracks.npz: object.cam_from_object (F,4,4), NaN where unknown; object.confidence, object.reason; object.scale_known;
-hand.<side>.{pose,betas,transl,confidence,reason,windows}. points.ply: the sparse points, object frame, metres.
+hand.<side>.{pose,betas,transl,confidence,reason,windows}; world_from_cam (F,4,4), camera.{static,confidence,reason}.
+points.ply: the sparse points, object frame, metres.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from .prepare import _part, load_prepared
 MISREAD = 0.3  # of the other hand's frames: a hand seen in fewer, and never beside it, is not there
 
 if TYPE_CHECKING:
+    from ..tracking.camera import CameraTrack
     from ..tracking.grasp import GraspFit
     from ..tracking.sfm import SfmResult
 
@@ -50,20 +52,30 @@ class Tracks:
     points: np.ndarray  # (P,3) metres, object frame
     point_colors: np.ndarray  # (P,3) uint8
     hands: dict[str, HandTrack]
+    world_from_cam: np.ndarray  # (F,4,4), metres; identity where the camera is static
+    camera_static: bool
+    camera_confidence: np.ndarray  # (F,)
+    camera_reason: np.ndarray  # (F,) str
 
 
 def track(run: Run, config: Config, report: Progress) -> None:
     """Object poses by structure from motion, hands and metric scale from the grasp; see the module's head."""
     from ..export.meshes import write_ply
+    from ..tracking.camera import estimate_camera
     from ..tracking.sfm import structure_from_motion
 
     without = config.track.without
     sequence = evidence_without(load_prepared(run), without)
+    camera = estimate_camera(
+        sequence.frames, sequence.K, np.any(list(sequence.masks.values()), axis=0), run.track_dir / "camera",
+        config.seed, partial(_part, report, 0.0, 0.1),
+    )  # fmt: skip
+    report.note(camera.evidence)
     hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
     all_hands = np.any(list(hand_masks.values()), axis=0) if hand_masks and "hand-pixels" not in without else None
     sfm = structure_from_motion(
         sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed,
-        partial(_part, report, 0.0, 0.55), all_hands, loops="loops" not in without, merging="merging" not in without,
+        partial(_part, report, 0.1, 0.5), all_hands, loops="loops" not in without, merging="merging" not in without,
     )  # fmt: skip
     for note in sfm.notes:
         report.note(note)
@@ -76,7 +88,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
         "object.reason": np.asarray(sfm.reason, dtype=np.str_),
         "points": sfm.points * scale,
         "point_colors": sfm.point_colors,
-    }
+    } | _camera_arrays(camera, sfm, scale, hands, report)
     for s, h in hands.items():
         arrays |= {
             f"hand.{s}.pose": h.pose, f"hand.{s}.betas": h.betas, f"hand.{s}.transl": h.transl,
@@ -104,6 +116,27 @@ def evidence_without(sequence: Sequence, without: tuple[str, ...]) -> Sequence:
         flat = {s: replace(m, points3d=np.full_like(m.points3d, np.nan)) for s, m in sequence.landmarks.items()}
         sequence = replace(sequence, landmarks=flat)
     return sequence
+
+
+def _camera_arrays(
+    camera: CameraTrack, sfm: SfmResult, object_scale: float, hands: dict[str, GraspFit], report: Progress
+) -> dict[str, np.ndarray]:
+    """The camera, its path scaled to metres by what moves before it."""
+    from ..tracking.camera import metric_scale, scale_note, scaled
+
+    if camera.translates:
+        points, trust = [h.joints[:, 0] for h in hands.values()], [h.confidence for h in hands.values()]
+        if len(sfm.points):
+            middle = np.append(np.median(sfm.points, axis=0), 1)
+            points.append(object_scale * (sfm.cam_from_object @ middle)[:, :3])
+            trust.append(sfm.confidence)
+        scale = metric_scale(camera, points, trust)
+        report.note(scale_note(scale))
+        camera = scaled(camera, scale)
+    return {
+        "world_from_cam": camera.world_from_cam, "camera.static": np.bool_(camera.static),
+        "camera.confidence": camera.confidence, "camera.reason": np.asarray(camera.reason, dtype=np.str_),
+    }  # fmt: skip
 
 
 def fit_hands(
@@ -190,7 +223,11 @@ def load_tracks(run: Run, sequence: Sequence) -> Tracks:
         keys = ("pose", "betas", "transl", "confidence", "reason", "windows")
         hands = {s: HandTrack(*(z[f"hand.{s}.{k}"] for k in keys)) for s in SIDES if f"hand.{s}.pose" in z}
         object_keys = ("object.cam_from_object", "object.confidence", "object.reason", "points", "point_colors")
-        tracks = Tracks(*(z[k] for k in object_keys), hands)
+        camera_keys = ("world_from_cam", "camera.static", "camera.confidence", "camera.reason")
+        if "world_from_cam" not in z:  # written before there was a camera
+            n = len(z["object.confidence"])
+            z |= dict(zip(camera_keys, (np.tile(np.eye(4), (n, 1, 1)), True, np.zeros(n), np.full(n, "")), strict=True))
+        tracks = Tracks(*(z[k] for k in object_keys), hands, *(z[k] for k in camera_keys))
     except KeyError as e:
         raise UnusableInput(f"{path} has no {e.args[0]!r}; run `handhold track {run.root}` again.") from e
     if len(tracks.confidence) != len(sequence):

@@ -29,6 +29,7 @@ class Tracks:
     row: np.ndarray  # (N,) the observation's number in the caller's arrays
     described: np.ndarray  # (M,) rows of the observations that have a SIFT descriptor
     descriptor: np.ndarray  # (M,128) float32, unit length
+    min_angle: float = MIN_ANGLE  # radians; see there
 
     @property
     def count(self) -> int:
@@ -77,14 +78,14 @@ def triangulate(poses: np.ndarray, t: Tracks) -> tuple[np.ndarray, np.ndarray]:
     ray = X[id_] - centre
     ray /= np.linalg.norm(ray, axis=1, keepdims=True)
     hits = np.bincount(id_[good], minlength=n)
-    mean = np.stack([np.bincount(id_[good], ray[good, k], minlength=n) for k in range(3)], -1)
+    mean = np.stack([np.bincount(id_[good], ray[good, k], minlength=n) for k in range(3)], -1).astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean /= np.linalg.norm(mean, axis=1, keepdims=True)
         off = np.arccos(np.clip((ray * mean[id_]).sum(1), -1, 1))
     widest = np.zeros(n)
     np.maximum.at(widest, id_[good], off[good])
     total = np.maximum(np.bincount(id_, minlength=n), 1)
-    ok = (hits >= 2) & (2 * widest > MIN_ANGLE) & (hits / total > 0.5)
+    ok = (hits >= 2) & (2 * widest > t.min_angle) & (hits / total > 0.5)
     X[~ok] = np.nan
     error[row] = np.where(ok[id_] & (depth > 0), e, np.inf)
     return X, error
@@ -102,8 +103,9 @@ def select(t: Tracks, mine: np.ndarray) -> Tracks:
     """The observations `mine` (N,) bool alone, without descriptors."""
     none = np.zeros(0, np.int64)
     return Tracks(
-        t.frame[mine], t.track[mine], t.x[mine], t.focal, t.frames, t.row[mine], none, np.zeros((0, 128), np.float32)
-    )
+        t.frame[mine], t.track[mine], t.x[mine], t.focal, t.frames, t.row[mine], none, np.zeros((0, 128), np.float32),
+        t.min_angle,
+    )  # fmt: skip
 
 
 def adjust(
