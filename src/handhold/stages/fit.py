@@ -13,6 +13,7 @@ from ..hand import HandModel
 from ..progress import Progress
 from ..runs import Run
 from ..scene import Body, Mesh, Rigid, Scene, Sequence, Skinned, save_npz
+from ..tracking.rungs import NOT_FOUND
 from .prepare import _part, load_prepared
 from .track import HandTrack, Tracks, load_tracks
 
@@ -65,9 +66,10 @@ def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
         poses = result.cam_from_object
         found = np.isfinite(poses[:, 0, 0])
         valid = found & (result.object_confidence >= MIN_CONFIDENCE)
-        bodies["object"] = Body(
-            result.mesh, Rigid(_held(poses, found)), valid, result.object_confidence * found, result.object_reason
-        )
+        reason = np.where(found, result.object_reason, NOT_FOUND)
+        same = np.array([[*a.axis, a.order] for a in result.ambiguous]).reshape(-1, 4)
+        sure = result.object_confidence * found
+        bodies["object"] = Body(result.mesh, Rigid(_held(poses, found)), valid, sure, reason, same)
     return Scene(sequence.K, sequence.size, sequence.fps, sequence.indices, np.tile(np.eye(4), (n, 1, 1)), bodies)
 
 
