@@ -70,6 +70,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
     )  # fmt: skip
     for note in sfm.notes:
         report.note(note)
+    sfm = believed(sequence, sfm, config, report)
     for note in rungs.doubts(sfm.reason):
         report.note(note)
     hands, scale = fit_hands(sequence, sfm, config, report)
@@ -104,6 +105,30 @@ def track(run: Run, config: Config, report: Progress) -> None:
             ),
         )
     report(1.0, registered=int(np.isfinite(placed.cam_from_object[:, 0, 0]).sum()))
+
+
+def believed(sequence: Sequence, sfm: SfmResult, config: Config, report: Progress) -> SfmResult:
+    """`sfm`, or nothing where the hand that holds the object turns otherwise: features that stand on noise or shading
+    give models that agree with themselves and are wrong."""
+    from ..tracking.contact import beside_in_picture
+    from ..tracking.fiducial import CONTRADICTS, cam_from_hand, contradiction
+    from ..tracking.grasp import fit_hand
+    from ..tracking.hand_evidence import found
+    from ..tracking.sfm import nothing
+
+    for s, landmarks in sequence.landmarks.items():
+        regressed = sequence.regressed.get(s)
+        if s not in sequence.masks or not sfm.registered.any() or not found(landmarks, regressed).any():
+            continue
+        model = HandModel.open(s, dtype=torch.float64)
+        hand = fit_hand(model, sequence.K, landmarks, config.prepare.joints is None, regressed)
+        beside = beside_in_picture(sequence.masks[s], sequence.masks["object"])
+        apart = contradiction(sfm.cam_from_object, cam_from_hand(model, hand.pose, hand.joints), hand.confidence, beside)
+        if apart is not None and apart > CONTRADICTS:
+            why = f"structure from motion is not believed: the {s} hand turns otherwise by {np.degrees(apart):.0f} degrees"
+            report.note(why)
+            return nothing(len(sequence), why, sfm.fragments)
+    return sfm
 
 
 def fit_hands(

@@ -23,7 +23,7 @@ from .object import ObjectField, Observations, refine_object
 HELD_OUT = 5  # every fifth frame takes no part in the shape that judges
 GAIN = 0.01  # of IoU on held-out frames that a step must bring
 FEWEST = 8  # frames with a pose and a mask
-_LEASH = 0.6  # share of a turn away from the hand's that is kept, each round
+_LEASH = 0.3  # share of a turn away from the hand's that is kept, each round
 _SMOOTH = 3.0  # frames: width of the Gaussian that corrections of turns are smoothed with
 _ROUND = (Stage(24, 70, (4.0, 2.0), 0.25),)
 _PLACES = ((3e-2, 0.6), (3e-2, 0.7), (2e-2, 0.75), (2e-2, 0.8))  # step, and quantile of the hull

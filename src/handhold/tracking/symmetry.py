@@ -29,6 +29,7 @@ CONTINUOUS = 0
 # colour and slip must agree (measured on a plain and a labelled tin and carton, docs/methods/rigid.md).
 SLIPS = 0.18  # sine of the angle between surface and slip, median, below which it slips
 SHAPE = {CONTINUOUS: 0.20, 4: 0.10, 2: 0.13}  # of the mean arm about the axis that turned surface may be off
+STANDS_OUT = 0.5  # of that arm: a twelfth of the surface this far off is a handle, not an error
 LIKE, NOISY = 0.03, 1.0  # difference of colour that is no texture: in [0,1], and times the frames' own disagreement
 SHARED = 0.10  # of the seen surface that must come to lie on seen surface for its colours to be compared
 _STEPS = 18  # turns of 20 degrees for a surface of revolution
@@ -108,15 +109,17 @@ class _Seen:
         """Worst median distance and mean difference of colour over the turns (shares of a whole one); None when the
         shape or the colours tell one of them."""
         x = self.x[self.pick] - point
-        bar = max(shape * np.linalg.norm(np.cross(x, axis), axis=1).mean(), 1.5 * self.grid.h)
+        arm = np.linalg.norm(np.cross(x, axis), axis=1).mean()
+        bar = max(shape * arm, 1.5 * self.grid.h)
         plain = np.abs(self.colour[self.pick] - np.median(self.colour, 0)).mean()
         far, differ = 0.0, []
         for share in turns:
             y = x @ Rotation.from_rotvec(2 * np.pi * share * axis).as_matrix().T + point
             with torch.no_grad():
                 at = torch.as_tensor(y, dtype=self.grid.data.dtype, device=self.grid.data.device)
-                far = max(far, float(self.grid.sample(at)[0][:, 0].abs().median()))
-            if far > bar:
+                off = self.grid.sample(at)[0][:, 0].abs().cpu().numpy()
+            far = max(far, float(np.median(off)))
+            if far > bar or np.quantile(off, 11 / 12) > STANDS_OUT * arm:
                 return None
             d, j = self.tree.query(y)
             meets = d < self.near
