@@ -35,7 +35,11 @@ def carton() -> trimesh.Trimesh:
 def test_a_plain_tin_turns_unseen_and_a_label_stops_it():
     (found,) = ambiguities(*body(tin()), noise=0.02)
     assert found.order == CONTINUOUS and abs(found.axis @ AXIS) > 0.999 and "any angle" in found.sentence
-    label = lambda x: np.where(((np.arctan2(x[:, 1], x[:, 0]) > 0.5) & (x[:, 2] > -0.02))[:, None], [0.7, 0.2, 0.2], [0.2, 0.3, 0.7])  # noqa: E731
+    red, blue = [0.7, 0.2, 0.2], [0.2, 0.3, 0.7]
+
+    def label(x):
+        return np.where(((np.arctan2(x[:, 1], x[:, 0]) > 0.5) & (x[:, 2] > -0.02))[:, None], red, blue)
+
     assert ambiguities(*body(tin(), label), noise=0.02) == ()
     rings = lambda x: np.where((x[:, 2] > 0.0)[:, None], [0.7, 0.2, 0.2], [0.2, 0.3, 0.7])  # noqa: E731
     assert [a.order for a in ambiguities(*body(tin(), rings), noise=0.02)] == [CONTINUOUS]  # rings do not stop it

@@ -1,7 +1,7 @@
 """track: prepared clip -> hand and object poses in the camera's frame, metres, in `2_track/`.
 
-tracks.npz: object.cam_from_object (F,4,4), NaN where unknown; object.confidence, object.reason (a rung, `tracking.rungs`)
-and object.rung (its number); object.scale_known; object.carried_by (the hand whose frame is the object's, or empty);
+tracks.npz: object.cam_from_object (F,4,4), NaN where unknown; object.confidence, object.reason (a rung of
+`tracking.rungs`) and object.rung (its number); object.scale_known; object.carried_by (the hand whose frame is the object's, or empty);
 hand.<side>.{pose,betas,transl,confidence,reason,rung,windows,contacts}. points.ply: the sparse points, object frame,
 metres.
 """
@@ -123,9 +123,12 @@ def believed(sequence: Sequence, sfm: SfmResult, config: Config, report: Progres
         model = HandModel.open(s, dtype=torch.float64)
         hand = fit_hand(model, sequence.K, landmarks, config.prepare.joints is None, regressed)
         beside = beside_in_picture(sequence.masks[s], sequence.masks["object"])
-        apart = contradiction(sfm.cam_from_object, cam_from_hand(model, hand.pose, hand.joints), hand.confidence, beside)
+        apart = contradiction(
+            sfm.cam_from_object, cam_from_hand(model, hand.pose, hand.joints), hand.confidence, beside
+        )
         if apart is not None and apart > CONTRADICTS:
-            why = f"structure from motion is not believed: the {s} hand turns otherwise by {np.degrees(apart):.0f} degrees"
+            turn = f"{np.degrees(apart):.0f} degrees"
+            why = f"structure from motion is not believed: the {s} hand turns otherwise by {turn}"
             report.note(why)
             return nothing(len(sequence), why, sfm.fragments)
     return sfm

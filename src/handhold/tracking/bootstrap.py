@@ -90,9 +90,7 @@ def on_leash(
     return out
 
 
-def held_out_iou(
-    obs: Observations, poses: np.ndarray, usable: np.ndarray, weight: np.ndarray, seed: int = 0
-) -> float:
+def held_out_iou(obs: Observations, poses: np.ndarray, usable: np.ndarray, weight: np.ndarray, seed: int = 0) -> float:
     """Mean silhouette IoU of every fifth frame with the shape that the others make, all poses held."""
     frames = np.flatnonzero(usable)
     out = frames[2::HELD_OUT]

@@ -55,5 +55,8 @@ def beside_in_picture(hand: np.ndarray, thing: np.ndarray, reach: float = 0.012)
     k = 2 * max(1, round(reach * hand.shape[2])) + 1
     kernel = np.ones((k, k), np.uint8)
     return np.array(
-        [bool((cv2.dilate(h.astype(np.uint8), kernel).astype(bool) & o).any()) for h, o in zip(hand, thing, strict=True)]
+        [
+            bool((cv2.dilate(h.astype(np.uint8), kernel).astype(bool) & o).any())
+            for h, o in zip(hand, thing, strict=True)
+        ]
     )

@@ -91,8 +91,8 @@ def cam_from_hand(model: HandModel, pose: np.ndarray, joints: np.ndarray) -> np.
 def contradiction(
     cam_from_object: np.ndarray, wrist: np.ndarray, sure: np.ndarray, holds: np.ndarray, least: int = 10
 ) -> float | None:
-    """Median angle, radians, between an object's turns and those of the hand that holds it, over pairs of frames 4 to 15
-    apart in which both are known; None when fewer than `least` pairs tell, or the hand hardly turns.
+    """Median angle, radians, between an object's turns and those of the hand that holds it, over pairs of frames 4 to
+    15 apart in which both are known; None when fewer than `least` pairs tell, or the hand hardly turns.
 
     Structure from motion that hangs on noise, shading or a fixed reflection can look flawless to itself; a hand cannot
     be that wrong (11 to 19 degrees on all bench clips, 86 on a plain object that SfM got wrong).
@@ -103,9 +103,10 @@ def contradiction(
     if keep.sum() < least:
         return None
     a, b = (torch.as_tensor(p[j[keep], :3, :3] @ p[i[keep], :3, :3].swapaxes(1, 2)) for p in (cam_from_object, wrist))
-    if float(rigid.geodesic(b, torch.eye(3, dtype=b.dtype)).median()) < 0.2 and float(
-        rigid.geodesic(a, torch.eye(3, dtype=a.dtype)).median()
-    ) < 0.2:
+    if (
+        float(rigid.geodesic(b, torch.eye(3, dtype=b.dtype)).median()) < 0.2
+        and float(rigid.geodesic(a, torch.eye(3, dtype=a.dtype)).median()) < 0.2
+    ):
         return None
     return float(rigid.geodesic(a, b).median())
 
@@ -125,7 +126,7 @@ def moved_along(model: HandModel, h, before: np.ndarray, after: np.ndarray):
 def carry_clip(hands: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Carried | None:
     """The object in a hand's frame over a whole clip: of the hand that holds it in most certain frames.
 
-    hands: side -> (cam_from_hand (F,4,4), confidence (F,), holds (F,) bool). None when no hand holds it in three frames.
+    hands: side -> (cam_from_hand (F,4,4), confidence (F,), holds (F,) bool). None when none holds it in three frames.
     """
     usable = {s: holds & (c > ENOUGH) & np.isfinite(p[:, 0, 0]) for s, (p, c, holds) in hands.items()}
     usable = {s: u for s, u in usable.items() if u.sum() >= 3}

@@ -1,7 +1,7 @@
 """Where a frame's pose comes from: one small vocabulary for objects and one for hands, from tracking to the report.
 
-A reason in `tracks.npz`, `scene.npz` and the report is one of these words; what else is to be said of a frame lowers its
-confidence. The numbers, positions in the tuples, are `object.rung` and `hand.<side>.rung` of `tracks.npz`.
+A reason in `tracks.npz`, `scene.npz` and the report is one of these words; what else is to be said of a frame lowers
+its confidence. The numbers, positions in the tuples, are `object.rung` and `hand.<side>.rung` of `tracks.npz`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,8 @@ MEANING: dict[str, str] = {
 
 def object_rung(reason: str, hand_pixels: bool = False) -> str:
     """The rung of a reason of `tracking.sfm`; `hand_pixels`: the whole model was made with the hand's pixels."""
-    if reason in OBJECT_RUNGS:
-        return reason
     if not reason.startswith("sfm"):
-        return NOT_FOUND
+        return reason if reason in OBJECT_RUNGS else NOT_FOUND
     return SFM_HAND if hand_pixels or "hand" in reason else SFM
 
 
