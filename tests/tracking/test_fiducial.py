@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import make_dataclass
-
 import numpy as np
 import pytest
-import torch
 from scipy.spatial.transform import Rotation
 
-from handhold.hand import HandModel
 from handhold.tracking import rungs
 from handhold.tracking.bootstrap import on_leash
 from handhold.tracking.contact import beside_in_picture, contact_windows, gaps
 from handhold.tracking.fiducial import (
     CONTRADICTS,
     bridge_gaps,
-    cam_from_hand,
     carry_clip,
     carry_missing,
     contradiction,
-    moved_along,
 )
 
 COUNT = 20
@@ -89,25 +83,6 @@ def test_short_gaps_close_along_the_geodesic():
     fast = path(step=0.9)
     fast[3:5] = np.nan
     assert not bridge_gaps(fast, centre).any()
-
-
-def test_a_hand_goes_along_with_what_it_holds():
-    model = HandModel.open("right", dtype=torch.float64)
-    rng = np.random.default_rng(0)
-
-    track = make_dataclass("track", ["pose", "betas", "transl"])
-    h = track(rng.normal(0, 0.3, (COUNT, 16, 3)), rng.normal(0, 1, 10), rng.normal(0, 0.1, (COUNT, 3)))
-    before, step = path(), pose([0.2, 0.1, -0.3], [0.01, 0.02, 0.05])
-    after = step @ before
-    after[7] = np.nan
-    moved = moved_along(model, h, before, after)
-    shaped = model.with_shape(torch.as_tensor(h.betas))
-    x, y = (shaped.with_pose(torch.as_tensor(k.pose), torch.as_tensor(k.transl)).joints.numpy() for k in (h, moved))
-    assert np.allclose(np.delete(y, 7, 0), np.delete(x, 7, 0) @ step[:3, :3].T + step[:3, 3]) and np.allclose(
-        y[7], x[7]
-    )
-    wrist = cam_from_hand(model, moved.pose, y) @ np.linalg.inv(cam_from_hand(model, h.pose, x))
-    assert np.allclose(np.delete(wrist, 7, 0), step)
 
 
 def test_contact_is_lasting_nearness():

@@ -22,7 +22,7 @@ from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
 from ..tracking import rungs
 from ..tracking.bootstrap import bootstrap
-from ..tracking.fiducial import bridge_gaps, moved_along
+from ..tracking.fiducial import bridge_gaps
 from ..tracking.object import ObjectField, Observations, beside, refine_object
 from ..tracking.occlusion import HandSolid, hand_depth, object_depth, raw_depth, widened
 from ..tracking.register import register_missing
@@ -89,8 +89,6 @@ def fit_rigid(
     elif carried.any():
         start = bootstrap(obs, poses, confidence, seed, part(0.0, 0.1))
         poses = start.cam_from_object
-        model = {s: HandModel.open(s, dtype=torch.float64) for s in tracked}
-        tracked = {s: moved_along(model[s], h, tracks.cam_from_object, poses) for s, h in tracked.items()}
         told = "places and turns" if "turns" in start.steps else "places"
         if start.steps:
             reason[carried] = rungs.SILHOUETTE

@@ -1,9 +1,9 @@
 """track: prepared clip -> hand and object poses in the camera's frame, metres, in `2_track/`.
 
-tracks.npz: object.cam_from_object (F,4,4), NaN where unknown; object.confidence, object.reason (a rung of
-`tracking.rungs`) and object.rung (its number); object.scale_known; object.carried_by (the hand whose frame is the object's, or empty);
-hand.<side>.{pose,betas,transl,confidence,reason,rung,windows,contacts}. points.ply: the sparse points, object frame,
-metres.
+tracks.npz: object.cam_from_object (F,4,4), NaN where unknown; object.confidence; object.reason, a rung of
+`tracking.rungs`, and object.rung, its number; object.scale_known; object.carried_by, the hand whose frame is the
+object's, or empty; hand.<side>.{pose,betas,transl,confidence,reason,rung,windows,contacts}. points.ply: the sparse
+points, object frame, metres.
 """
 
 from __future__ import annotations

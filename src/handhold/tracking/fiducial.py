@@ -111,18 +111,6 @@ def contradiction(
     return float(rigid.geodesic(a, b).median())
 
 
-def moved_along(model: HandModel, h, before: np.ndarray, after: np.ndarray):
-    """A track of a hand (`pose` (F,16,3), `betas`, `transl` (F,3)) that goes along where the object it holds is moved
-    from `before` to `after` (F,4,4); frames that are NaN in either stay."""
-    rest = model.with_shape(torch.as_tensor(np.asarray(h.betas, np.float64))).rest_joints.numpy()[0]
-    rot = model.rotations(torch.as_tensor(np.asarray(h.pose, np.float64))).clone()
-    ok = np.isfinite(before).all((1, 2)) & np.isfinite(after).all((1, 2))
-    step = np.where(ok[:, None, None], after @ np.linalg.inv(np.where(ok[:, None, None], before, np.eye(4))), np.eye(4))
-    rot[:, 0] = torch.as_tensor(step[:, :3, :3]) @ rot[:, 0]
-    transl = (step[:, :3, :3] @ (rest + h.transl)[..., None])[..., 0] + step[:, :3, 3] - rest
-    return replace(h, pose=model.theta(rot).numpy(), transl=transl)
-
-
 def carry_clip(hands: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Carried | None:
     """The object in a hand's frame over a whole clip: of the hand that holds it in most certain frames.
 

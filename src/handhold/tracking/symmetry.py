@@ -7,8 +7,8 @@ print, a handle or a lid breaks the symmetry nothing is said.
 
 Candidate axes: the one about which the seen surface can slip along itself (helical fields tangent to the surface:
 Pottmann and Randrup 1998; Gelfand and Guibas 2004), and the principal axes. Shape: median distance of turned seen
-points to the signed-distance field. Colour: difference of a seen point's colour from that of the seen point it comes to lie
-on, shading taken out, against how much the frames disagree about one and the same point.
+points to the signed-distance field. Colour: difference of a seen point's colour from that of the seen point it comes
+to lie on, shading taken out, against how much the frames disagree about one and the same point.
 """
 
 from __future__ import annotations
