@@ -31,6 +31,7 @@ from .appearance import fit_appearance
 
 COARSE = (Stage(48, 250, (2.5, 1.0), 0.5),)
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
+SURE_HAND = 0.1  # confidence of a frame placed by the hand below which a short gap is rather bridged
 MIN_IOU = 0.5  # of the rendered object with its masks; below, the result is marked partial
 HAND_MARGIN = 0.006  # metres a tracked hand may be off: only deeper inside it is surely no object
 IN_FRONT = 0.004  # metres: a hand this much behind the object's first surface may still be in front of the true one
@@ -114,8 +115,11 @@ def fit_rigid(
     new = np.isfinite(error)
     confidence[new], reason[new] = 0.2 if tracks.carried_by else 0.5, rungs.REGISTERED
     by_hand = carried & ~np.isfinite(placed[:, 0, 0])
-    placed[by_hand] = guess[by_hand]
+    surely = by_hand & (confidence >= SURE_HAND)
+    placed[surely] = guess[surely]
     between = bridge_gaps(placed, coarse.center)
+    rest = by_hand & ~surely & ~between
+    placed[rest] = guess[rest]
     confidence[between], reason[between] = 0.2, rungs.INTERPOLATED
     new |= between
     if new.any():
