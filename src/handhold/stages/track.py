@@ -75,6 +75,8 @@ def track(run: Run, config: Config, report: Progress) -> None:
         report.note(note)
     hands, scale = fit_hands(sequence, sfm, config, report)
     placed = place_object(sequence, sfm, scale, hands, report)
+    if int(sfm.registered.sum()) < 3:  # the few points there are lie in a frame that is not used
+        sfm = replace(sfm, points=sfm.points[:0], point_colors=sfm.point_colors[:0])
     arrays = {
         "object.cam_from_object": placed.cam_from_object,
         "object.confidence": placed.confidence,
@@ -246,6 +248,8 @@ def scale_is_known(hands: dict[str, GraspFit], placed: Placed, report: Progress)
         return False
     if placed.carried_by:
         return True
+    if not any(np.isfinite(hands[s].scale_std) for s in touching):
+        return False  # `_common_scale` has said so
     std = float(1 / np.sqrt(max(sum(max(hands[s].scale_std, 0.01) ** -2 for s in touching), 1e-12)))
     if std > SURE_OF_SIZE:
         report.partial(f"The object's size is hardly observable: the hand tells it to {100 * min(std, 9.99):.0f} %.")
