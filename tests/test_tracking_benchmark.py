@@ -21,7 +21,8 @@ from handhold.geometry.rigid import so3_exp  # noqa: E402
 from handhold.runs import Run  # noqa: E402
 from handhold.scene import HandEstimates, Landmarks, Sequence  # noqa: E402
 from handhold.stages.prepare import load_prepared, save_prepared  # noqa: E402
-from handhold.stages.track import HandTrack, Tracks, evidence_without, sides_of  # noqa: E402
+from handhold.stages.track import HandTrack, Tracks, evidence_without  # noqa: E402
+from handhold.stages.track_hands import sides_of  # noqa: E402
 
 F, H, W = 20, 24, 32
 pytestmark = pytest.mark.usefixtures("one_thread")

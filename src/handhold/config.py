@@ -32,6 +32,8 @@ TrackingStep = Literal[
     "windows",  # regrasps: one grasp for the whole clip without
     "slow-motion",  # of the hand about each window's grasp
     "grasp",  # the hand in the object's frame: each hand by itself without, as far away as its size says
+    "fiducial",  # the object's pose from the hand that holds it, and structure from motion not believed against it
+    "second-masks",  # masks made anew with what tracking knows
 ]
 
 

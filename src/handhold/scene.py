@@ -60,6 +60,7 @@ class Sequence:
     regressed: dict[str, HandEstimates] = field(default_factory=dict)  # by side; empty without a regressor
     masks: dict[str, np.ndarray] = field(default_factory=dict)  # "right", "left", "object": (F,H,W) bool
     mask_confidence: dict[str, np.ndarray] = field(default_factory=dict)  # (F,) float32
+    settled: tuple[str, ...] = ()  # names of masks that nothing changes any more: the user's
     notes: tuple[str, ...] = ()  # what was assumed or could not be had; shown in the report
 
     def __len__(self) -> int:
@@ -111,7 +112,9 @@ class Body:
     motion: Rigid | Skinned
     valid: np.ndarray  # (F,) bool
     confidence: np.ndarray  # (F,) float32
-    reason: np.ndarray  # (F,) str, e.g. "sfm", "registered: photometric", "carried by the grasp", "not found"
+    reason: np.ndarray  # (F,) str, a rung of `tracking.rungs`: "sfm", "registered", "fiducial", "not found" ...
+    # (A,4) turns that no picture tells apart: axis, unit, the body's frame, and order n (360 / n degrees; 0: any angle)
+    ambiguous: np.ndarray | None = None  # None: not asked
 
     def posed(self, frame: int) -> np.ndarray:
         """(V,3) world vertices of one frame."""
@@ -167,6 +170,8 @@ class Scene:
                     if s.observed is None
                     else np.asarray(s.observed, bool),
                 }
+                if body.ambiguous is not None:
+                    out[k + "ambiguous"] = np.asarray(body.ambiguous, np.float32).reshape(-1, 4)
             out |= {
                 k + "valid": np.asarray(body.valid, bool),
                 k + "confidence": np.asarray(body.confidence, np.float32),
@@ -197,7 +202,8 @@ class Scene:
                 bodies[side] = Body(Mesh(z[k + "vertices"][0], z[k + "faces"]), motion, *_frame_state(z, k, n))
             if "object.vertices" in z:
                 mesh = Mesh(z["object.vertices"], z["object.faces"], z.get("object.colors"), z.get("object.observed"))
-                bodies["object"] = Body(mesh, Rigid(z["object.world_from_object"]), *_frame_state(z, "object.", n))
+                motion, same = Rigid(z["object.world_from_object"]), z.get("object.ambiguous")
+                bodies["object"] = Body(mesh, motion, *_frame_state(z, "object.", n), same)
             return Scene(
                 z["K"], tuple(int(v) for v in z["size"]), float(z["fps"]), z["frames"], z["world_from_cam"], bodies
             )

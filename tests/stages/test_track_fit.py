@@ -18,7 +18,8 @@ from handhold.runs import Run
 from handhold.scene import Mesh, Rigid, Scene, Sequence, Skinned, save_npz
 from handhold.stages.fit import MIN_CONFIDENCE, build_scene, fit, hand_body
 from handhold.stages.prepare import save_prepared
-from handhold.stages.track import HandTrack, _common_scale, load_tracks
+from handhold.stages.track import HandTrack, load_tracks
+from handhold.stages.track_hands import _common_scale
 
 COUNT = 6
 
@@ -135,7 +136,7 @@ def test_a_hand_body_is_the_model(clip):
 def result(cam_from_object, **kw) -> SimpleNamespace:
     mesh = Mesh(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]], np.int32))
     confidence = np.array([1, 0.9, 0.8, 0.5 * MIN_CONFIDENCE, 0.9, 1])
-    kw = {"mesh": mesh, "hands": {}, "object_reason": np.array(["sfm"] * COUNT), **kw}
+    kw = {"mesh": mesh, "hands": {}, "object_reason": np.array(["sfm"] * COUNT), "ambiguous": (), **kw}
     return SimpleNamespace(cam_from_object=cam_from_object, object_confidence=confidence, **kw)
 
 

@@ -114,7 +114,7 @@ def test_the_data_is_the_scene(page):
 
 def test_every_frame_has_a_bar_with_its_reason(page):
     page, _ = page
-    bars = [a for t, a in page.tags if t == "rect"]
+    bars = [a for t, a in page.tags if t == "rect" and not a["class"].startswith("rung")]
     assert [b["class"] for b in bars].count("lost") == 2 and len(bars) == 12
     assert "frame 2: not valid, lost &lt;/script&gt;" in page.text
     assert "14.2" in page.text and "mean error of the 21 joints" in page.text and "–" in page.text
@@ -167,3 +167,18 @@ def test_a_lost_frame_without_a_pose_shows_the_last_one(clip):
     packed = report._packed("right", bodies["right"], np.arange(6))
     shown = np.frombuffer(base64.b64decode(packed["vertices"]), "<u2").reshape(6, -1)
     assert np.array_equal(shown[0], shown[1])
+
+
+def test_a_ribbon_and_a_legend_say_where_frames_come_from(clip):
+    scene, _ = clip
+    body = scene.bodies["object"]
+    words = np.array(["sfm", "sfm", "fiducial", "not found", "sfm", "interpolated"])
+    body = replace(body, reason=words, valid=words != "not found")
+    ribbon = sections.ribbon("object", body)
+    runs = re.findall(r'class="rung ([a-z-]+)" x="(\d)" y="0" width="(\d)"', ribbon)
+    assert runs == [("r-sfm", "0", "2"), ("r-fiducial", "2", "1"), ("r-not-found", "3", "1"), ("r-sfm", "4", "1"),
+                    ("r-interpolated", "5", "1")]  # fmt: skip
+    legend = sections.rung_legend(replace(scene, bodies={"object": body}))
+    assert "sfm</b> (object, 3 frames)" in legend and "the hand that holds it" in legend and "silhouette" not in legend
+    css = report._asset("report.css")
+    assert all(f".{sections.css_of(word)}" in css for word in sections.rungs.MEANING)

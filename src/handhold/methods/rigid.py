@@ -20,13 +20,18 @@ from ..shapes.gaussians import Gaussians
 from ..shapes.sdf import nodes, open_thin, surface
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
+from ..tracking import rungs
+from ..tracking.bootstrap import bootstrap
+from ..tracking.fiducial import bridge_gaps
 from ..tracking.object import ObjectField, Observations, beside, refine_object
 from ..tracking.occlusion import HandSolid, hand_depth, object_depth, raw_depth, widened
 from ..tracking.register import register_missing
+from ..tracking.symmetry import Ambiguity, ambiguities, colour_noise
 from .appearance import fit_appearance
 
 COARSE = (Stage(48, 250, (2.5, 1.0), 0.5),)
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
+SURE_HAND = 0.1  # confidence of a frame placed by the hand below which a short gap is rather bridged
 MIN_IOU = 0.5  # of the rendered object with its masks; below, the result is marked partial
 HAND_MARGIN = 0.006  # metres a tracked hand may be off: only deeper inside it is surely no object
 IN_FRONT = 0.004  # metres: a hand this much behind the object's first surface may still be in front of the true one
@@ -45,6 +50,7 @@ class RigidFit:
     hands: dict  # side -> HandTrack
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)  # why the result is only partial
+    ambiguous: tuple[Ambiguity, ...] = ()  # turns of the object that no picture tells apart
 
 
 def fit_rigid(
@@ -77,7 +83,24 @@ def fit_rigid(
     )
     obs = Observations(sequence.frames, masks["object"], hidden, sequence.K, hand_depth(sequence, raw))
     belief = sequence.mask_confidence.get("object", np.ones(len(sequence)))
-    confidence, reason = tracks.confidence.copy(), np.asarray(tracks.reason, dtype="<U80").copy()
+    confidence, reason = tracks.confidence.copy(), np.asarray(tracks.reason, dtype="<U24").copy()
+    notes: list[str] = []
+    carried = reason == rungs.FIDUCIAL
+    guess = np.where(carried[:, None, None], poses, np.nan)
+    if np.isfinite(poses[~carried, 0, 0]).sum() >= 3:  # a model of its own: the hand's poses are only hints to it
+        poses = np.where(carried[:, None, None], np.nan, poses)
+    elif carried.any():
+        start = bootstrap(obs, poses, confidence, seed, part(0.0, 0.1))
+        poses = start.cam_from_object
+        told = "places and turns" if "turns" in start.steps else "places"
+        if start.steps:
+            reason[carried] = rungs.SILHOUETTE
+            notes.append(
+                f"the object's outlines corrected the {told} that the hand gave it "
+                f"(held-out IoU {start.iou[0]:.2f} to {max(start.iou):.2f})"
+            )
+        else:
+            notes.append("the object's outlines could not correct the poses that the hand gave it")
     weight = np.clip(confidence * belief, 0.02, 1)
     solids = [s for v, f in hands.values() if (s := HandSolid.of(v, f, poses, margin=HAND_MARGIN)) is not None]
     # A weak wish for emptiness where a hand hides the object: a strong one eats what no frame sees.
@@ -90,14 +113,24 @@ def fit_rigid(
     )
     placed, error = coarse.cam_from_object, np.full(len(sequence), np.nan)
     if registration:
-        placed, error = register_missing(coarse, obs.scaled(0.5), placed, seed=seed, progress=part(0.2, 0.25))
+        placed, error = register_missing(
+            coarse, obs.scaled(0.5), placed, seed=seed, progress=part(0.2, 0.25), hints=guess
+        )
     new = np.isfinite(error)
+    confidence[new], reason[new] = 0.2 if tracks.carried_by else 0.5, rungs.REGISTERED
+    by_hand = carried & ~np.isfinite(placed[:, 0, 0])
+    surely = by_hand & (confidence >= SURE_HAND)
+    placed[surely] = guess[surely]
+    between = bridge_gaps(placed, coarse.center)
+    rest = by_hand & ~surely & ~between
+    placed[rest] = guess[rest]
+    confidence[between], reason[between] = 0.2, rungs.INTERPOLATED
+    new |= between
     if new.any():
         tracked = {s: carry(s, h, poses, placed, new) for s, h in tracked.items()}
         hands = {s: posed_hand(s, h) for s, h in tracked.items()}
         raw = raw_depth(sequence, hands)
         obs = replace(obs, occluder_depth=hand_depth(sequence, raw))
-        confidence[new], reason[new] = 0.5, "registered: photometric and silhouette"
         weight = np.clip(confidence * belief, 0.02, 1)
 
     # 2. The fine surface. Which of the hand's pixels are in front of the object can be told now.
@@ -107,7 +140,8 @@ def fit_rigid(
         replace(obs, doubtful=front), placed, weight, FINE, config, coarse, solids=solids, progress=part(0.25, 0.6)
     )
     prune(fitted.grid, solids, THIN_FINE)
-    mesh, notes = surface(fitted.grid)
+    mesh, more = surface(fitted.grid)
+    notes += more
     poses = fitted.cam_from_object
     confidence = frame_confidence(fitted, confidence)
     if not len(mesh.faces):
@@ -117,9 +151,12 @@ def fit_rigid(
     say(0.6, "surface colours")
     clear = np.stack([i & ~beside(h) & ~f for i, h, f in zip(masks["object"], hidden, front, strict=True)])
     mesh = observe(mesh, sequence.frames, clear, sequence.K, poses, weight, 2.5 * fitted.grid.h)
+    noise = colour_noise(mesh, sequence.frames, clear, sequence.K, poses)
+    same = ambiguities(mesh, fitted.grid, noise, seed)
+    notes += [a.sentence for a in same]
     mesh = fair_hidden(mesh)
     if not appearance:
-        return RigidFit(mesh, None, poses, confidence, reason, tracked, notes)
+        return RigidFit(mesh, None, poses, confidence, reason, tracked, notes, ambiguous=same)
     look = fit_appearance(sequence, mesh, poses, weight, hands, seed=seed, progress=part(0.65, 1.0))
     doubts = []
     if look.iou < MIN_IOU:
@@ -127,7 +164,7 @@ def fit_rigid(
             f"The object does not explain its masks (IoU {look.iou:.2f}): it may not be one rigid object, or none."
         )
     notes.append(f"Gaussians: {look.psnr:.1f} dB on held-out frames' foreground, object mask IoU {look.iou:.2f}")
-    return RigidFit(mesh, look.object, look.cam_from_object, confidence, reason, tracked, notes, doubts)
+    return RigidFit(mesh, look.object, look.cam_from_object, confidence, reason, tracked, notes, doubts, same)
 
 
 def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +189,7 @@ def carry(side: str, h, before: np.ndarray, after: np.ndarray, new: np.ndarray):
         h.pose.copy(),
         h.transl.copy(),
         h.confidence.copy(),
-        np.asarray(h.reason, dtype="<U80").copy(),
+        np.asarray(h.reason, dtype="<U24").copy(),
     )
     known = np.flatnonzero(np.isfinite(before[:, 0, 0]) & (h.confidence > 0.2))
     if not len(known):
@@ -166,7 +203,7 @@ def carry(side: str, h, before: np.ndarray, after: np.ndarray, new: np.ndarray):
         rotations[0] = torch.from_numpy(step[:3, :3]) @ rotations[0]
         pose[i] = model.theta(rotations).numpy()
         transl[i] = step[:3, :3] @ (wrist + h.transl[k]) + step[:3, 3] - wrist
-        confidence[i], reason[i] = 0.7 * h.confidence[k], "carried by the registered object"
+        confidence[i], reason[i] = 0.7 * h.confidence[k], rungs.CARRIED
     return replace(h, pose=pose, transl=transl, confidence=confidence, reason=reason)
 
 

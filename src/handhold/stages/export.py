@@ -17,13 +17,14 @@ from ..view.preview import write_preview
 from ..view.report import write_report
 from .evaluate import load_metrics
 from .prepare import load_prepared
+from .track import with_masks_anew
 
 SPLATS = "object_gaussians.npz"  # in 3_fit/, by the fit stage: the arguments of `write_splats`
 
 
 def export(run: Run, config: Config, report: Progress) -> None:
     """Write what other programs open, and the report. Needs no display."""
-    scene, sequence = Scene.load(run.scene_path), load_prepared(run)
+    scene, sequence = Scene.load(run.scene_path), with_masks_anew(run, load_prepared(run))
     if "object" in scene.bodies:
         write_ply(run.root / "object.ply", scene.bodies["object"].shape)
     splats = run.fit_dir / SPLATS

@@ -13,8 +13,9 @@ from ..hand import HandModel
 from ..progress import Progress
 from ..runs import Run
 from ..scene import Body, Mesh, Rigid, Scene, Sequence, Skinned, save_npz
-from .prepare import _part, load_prepared
-from .track import HandTrack, Tracks, load_tracks
+from ..tracking.rungs import NOT_FOUND
+from .prepare import _part
+from .track import HandTrack, Tracks, load_tracked
 
 MIN_CONFIDENCE = 0.08  # an object frame below this is not shown as found
 
@@ -26,8 +27,7 @@ def fit(run: Run, config: Config, report: Progress) -> None:
 
     if config.device != "cpu":
         report.note(f"device {config.device} was asked for, but this method's kernels run on the CPU.")
-    sequence = load_prepared(run)
-    tracks = load_tracks(run, sequence)
+    sequence, tracks = load_tracked(run)
     if not tracks.hands and not np.isfinite(tracks.cam_from_object[:, 0, 0]).any():
         raise StageFailed("Neither a hand nor the object could be tracked; there is nothing to fit.")
     result = fit_rigid(
@@ -67,9 +67,10 @@ def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
         poses = result.cam_from_object
         found = np.isfinite(poses[:, 0, 0])
         valid = found & (result.object_confidence >= MIN_CONFIDENCE)
-        bodies["object"] = Body(
-            result.mesh, Rigid(_held(poses, found)), valid, result.object_confidence * found, result.object_reason
-        )
+        reason = np.where(found, result.object_reason, NOT_FOUND)
+        same = np.array([[*a.axis, a.order] for a in result.ambiguous]).reshape(-1, 4)
+        sure = result.object_confidence * found
+        bodies["object"] = Body(result.mesh, Rigid(_held(poses, found)), valid, sure, reason, same)
     return Scene(sequence.K, sequence.size, sequence.fps, sequence.indices, np.tile(np.eye(4), (n, 1, 1)), bodies)
 
 

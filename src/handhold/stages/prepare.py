@@ -11,6 +11,7 @@ import os
 import sys
 from dataclasses import fields, replace
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -64,12 +65,15 @@ def prepare(run: Run, config: Config, report: Progress) -> None:
         raise StageFailed("No handled object was found in the video; give --masks with an `object` folder.")
     for note in sequence.notes:
         report.note(note)
-    save_prepared(run, sequence, partial(_part, report, 0.9, 1.0))
+    save_prepared(run, sequence, partial(_part, report, 0.9, 1.0), probabilities)
 
 
-def save_prepared(run: Run, sequence: Sequence, report=None) -> None:
-    """Write `1_prepare/` from a sequence with its evidence."""
+def save_prepared(run: Run, sequence: Sequence, report=None, probabilities: np.ndarray | None = None) -> None:
+    """Write `1_prepare/` from a sequence with its evidence, and the segmenter's probabilities (F,5,h,w), if any."""
     folder = run.prepare_dir
+    if probabilities is not None:
+        rounded = np.round(probabilities.astype(np.float32) * 255).astype(np.uint8)
+        save_npz(folder / "probabilities.npz", {"probabilities": rounded})
     for i, (index, frame) in enumerate(zip(sequence.indices, sequence.frames, strict=True)):
         write_png(folder / "frames" / f"{int(index):06d}.png", frame)
         if report is not None:
@@ -83,6 +87,7 @@ def save_prepared(run: Run, sequence: Sequence, report=None) -> None:
         "K_source": np.asarray(sequence.K_source),
         "source": np.asarray(sequence.source),
         "notes": np.asarray(sequence.notes, dtype=np.str_).reshape(-1),
+        "settled": np.asarray(sequence.settled, dtype=np.str_).reshape(-1),
     }
     for side, marks in sequence.landmarks.items():
         arrays |= {
@@ -110,7 +115,7 @@ def load_prepared(run: Run) -> Sequence:
     names = [f"{int(i):06d}.png" for i in z["indices"]]
     frames = [_read_png(folder / "frames" / n, cv2.IMREAD_COLOR, again)[:, :, ::-1] for n in names]
     masks = {
-        name: np.stack([_read_png(folder / "masks" / name / n, cv2.IMREAD_GRAYSCALE, again) > 127 for n in names])
+        name: read_mask_folder(folder / "masks" / name, z["indices"], again)
         for name in (k.removeprefix("mask_confidence.") for k in z if k.startswith("mask_confidence."))
     }
     landmarks = {
@@ -137,8 +142,21 @@ def load_prepared(run: Run) -> Sequence:
         regressed=regressed,
         masks=masks,
         mask_confidence={name: z[f"mask_confidence.{name}"] for name in masks},
+        settled=tuple(str(n) for n in z.get("settled", ())),
         notes=tuple(str(n) for n in z["notes"]),
     )
+
+
+def load_probabilities(run: Run) -> np.ndarray | None:
+    """The segmenter's (F,5,h,w) float16, background, right, left, object, forearm; None where there was none."""
+    path = run.prepare_dir / "probabilities.npz"
+    return load_npz(path)["probabilities"].astype(np.float16) / 255 if path.is_file() else None
+
+
+def read_mask_folder(folder: Path, indices: np.ndarray, message: str) -> np.ndarray:
+    """(F,H,W) bool as `write_masks` wrote them; raises `UnusableInput` with `message` where one is missing."""
+    names = (f"{int(i):06d}.png" for i in indices)
+    return np.stack([_read_png(folder / n, cv2.IMREAD_GRAYSCALE, message) > 127 for n in names])
 
 
 def _with_landmarks(sequence: Sequence, full_size: tuple[int, int], config: Config, report) -> Sequence:
@@ -236,7 +254,7 @@ def _with_hands(sequence: Sequence) -> Sequence:
 def _masks(sequence: Sequence, given, given_confidence, probabilities, seed: int, report, sam=None) -> Sequence:
     """Segment what was not given; SAM, where there is one, goes over that."""
     if {"object", *sequence.landmarks} <= set(given):
-        return replace(sequence, masks=given, mask_confidence=given_confidence)
+        return replace(sequence, masks=given, mask_confidence=given_confidence, settled=tuple(given))
     from ..tracking.masks import segment
 
     share = 1.0 if sam is None else 0.5
@@ -249,6 +267,7 @@ def _masks(sequence: Sequence, given, given_confidence, probabilities, seed: int
         sequence,
         masks=sequence.masks | given,
         mask_confidence=dict(sequence.mask_confidence) | given_confidence,
+        settled=tuple(given if sam is None else sequence.masks),
     )
 
 

@@ -1,28 +1,29 @@
 """track: prepared clip -> hand and object poses in the camera's frame, metres, in `2_track/`.
 
-tracks.npz: object.cam_from_object (F,4,4), NaN where unknown; object.confidence, object.reason; object.scale_known;
-hand.<side>.{pose,betas,transl,confidence,reason,windows}; world_from_cam (F,4,4), camera.{static,confidence,reason}.
-points.ply: the sparse points, object frame, metres.
+tracks.npz: object.cam_from_object (F,4,4), NaN where unknown; object.confidence; object.reason, a rung of
+`tracking.rungs`, and object.rung, its number; object.scale_known; object.carried_by, the hand whose frame is the
+object's, or empty; hand.<side>.{pose,betas,transl,confidence,reason,rung,windows,contacts}; world_from_cam (F,4,4),
+camera.{static,confidence,reason}; mask_confidence.<name> of masks/, those of `prepare` made anew with what tracking
+knows. points.ply: the sparse points, object frame, metres.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..config import Config
+from ..datasets.masks import write_masks
 from ..errors import StageFailed, UnusableInput
-from ..hand import HandModel
 from ..progress import Progress
 from ..runs import Run
 from ..scene import SIDES, Mesh, Sequence, load_npz, save_npz
-from .prepare import _part, load_prepared
-
-MISREAD = 0.3  # of the other hand's frames: a hand seen in fewer, and never beside it, is not there
+from .prepare import _part, load_prepared, load_probabilities, read_mask_folder
+from .track_hands import fit_hands
+from .track_object import believed, place_object, scale_is_known
 
 if TYPE_CHECKING:
     from ..tracking.camera import CameraTrack
@@ -40,6 +41,7 @@ class HandTrack:
     confidence: np.ndarray  # (F,)
     reason: np.ndarray  # (F,) str
     windows: np.ndarray  # (W,2) stable grasps, frames [start, end)
+    contacts: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # (C,2) touches the object
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,15 @@ class Tracks:
     camera_static: bool
     camera_confidence: np.ndarray  # (F,)
     camera_reason: np.ndarray  # (F,) str
+    scale_known: bool = True  # False: lengths are a guess
+    carried_by: str = ""  # the hand whose frame is the object's, where the object has none of its own
 
 
 def track(run: Run, config: Config, report: Progress) -> None:
-    """Object poses by structure from motion, hands and metric scale from the grasp; see the module's head."""
+    """Object poses by structure from motion, then by the hands; hands and metric scale from the grasp; masks anew with
+    all that, and the hands once more with these."""
     from ..export.meshes import write_ply
+    from ..tracking import rungs
     from ..tracking.camera import estimate_camera
     from ..tracking.sfm import structure_from_motion
 
@@ -75,37 +81,51 @@ def track(run: Run, config: Config, report: Progress) -> None:
     all_hands = np.any(list(hand_masks.values()), axis=0) if hand_masks and "hand-pixels" not in without else None
     sfm = structure_from_motion(
         sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed,
-        partial(_part, report, 0.1, 0.5), all_hands, loops="loops" not in without, merging="merging" not in without,
+        partial(_part, report, 0.1, 0.45), all_hands, loops="loops" not in without, merging="merging" not in without,
     )  # fmt: skip
     for note in sfm.notes:
         report.note(note)
-    hands, scale = fit_hands(sequence, sfm, config, report)
-    poses = sfm.cam_from_object.copy()
-    poses[:, :3, 3] *= scale
+    if "fiducial" not in without:
+        sfm = believed(sequence, sfm, report)
+    for note in rungs.doubts(sfm.reason):
+        report.note(note)
+    hands, scale = fit_hands(sequence, sfm, config, report, partial(_part, report, 0.5, 0.65))
+    if not settled(sequence) and "second-masks" not in without:
+        sequence = masks_anew(
+            sequence, sfm, scale, hands, load_probabilities(run), config.seed, partial(_part, report, 0.65, 0.85)
+        )
+        write_masks(run.track_dir / "masks", sequence.masks, sequence.indices)
+        hands, scale = fit_hands(sequence, sfm, config, None, partial(_part, report, 0.85, 1.0))
+    placed = place_object(sequence, sfm, scale, hands, report, "fiducial" not in without)
+    if int(sfm.registered.sum()) < 3:  # the few points there are lie in a frame that is not used
+        sfm = replace(sfm, points=sfm.points[:0], point_colors=sfm.point_colors[:0])
     arrays = {
-        "object.cam_from_object": poses,
-        "object.confidence": sfm.confidence,
-        "object.reason": np.asarray(sfm.reason, dtype=np.str_),
+        "object.cam_from_object": placed.cam_from_object,
+        "object.confidence": placed.confidence,
+        "object.reason": np.asarray(placed.reason, dtype=np.str_),
+        "object.rung": rungs.codes(placed.reason, rungs.OBJECT_RUNGS),
+        "object.scale_known": np.bool_(scale_is_known(hands, placed, report)),
+        "object.carried_by": np.asarray(placed.carried_by, dtype=np.str_),
         "points": sfm.points * scale,
         "point_colors": sfm.point_colors,
     } | _camera_arrays(camera, sfm, scale, hands, report)
     for s, h in hands.items():
+        reason = np.asarray([rungs.hand_rung(str(r), c) for r, c in zip(h.reason, h.confidence, strict=True)])
         arrays |= {
             f"hand.{s}.pose": h.pose, f"hand.{s}.betas": h.betas, f"hand.{s}.transl": h.transl,
-            f"hand.{s}.confidence": h.confidence, f"hand.{s}.reason": np.asarray(h.reason, dtype=np.str_),
+            f"hand.{s}.confidence": h.confidence, f"hand.{s}.reason": reason,
+            f"hand.{s}.rung": rungs.codes(reason, rungs.HAND_RUNGS),
             f"hand.{s}.windows": np.asarray(h.windows, np.int64).reshape(-1, 2),
+            f"hand.{s}.contacts": placed.contacts[s],
         }  # fmt: skip
+    if (run.track_dir / "masks").is_dir():
+        arrays |= {f"mask_confidence.{k}": np.asarray(c, np.float32) for k, c in sequence.mask_confidence.items()}
     save_npz(run.track_dir / "tracks.npz", arrays)
     if len(sfm.points):
-        write_ply(
-            run.track_dir / "points.ply",
-            Mesh(
-                np.asarray(sfm.points * scale, np.float32),
-                np.zeros((0, 3), np.int32),
-                sfm.point_colors / np.float32(255),
-            ),
-        )
-    report(1.0, registered=int(sfm.registered.sum()))
+        colors = sfm.point_colors / np.float32(255)
+        points = Mesh(np.asarray(sfm.points * scale, np.float32), np.zeros((0, 3), np.int32), colors)
+        write_ply(run.track_dir / "points.ply", points)
+    report(1.0, registered=int(np.isfinite(placed.cam_from_object[:, 0, 0]).sum()))
 
 
 def evidence_without(sequence: Sequence, without: tuple[str, ...]) -> Sequence:
@@ -116,6 +136,37 @@ def evidence_without(sequence: Sequence, without: tuple[str, ...]) -> Sequence:
         flat = {s: replace(m, points3d=np.full_like(m.points3d, np.nan)) for s, m in sequence.landmarks.items()}
         sequence = replace(sequence, landmarks=flat)
     return sequence
+
+
+def settled(sequence: Sequence) -> bool:
+    """Whether all masks are the user's (or of a network that knows better), so that nothing is left to improve."""
+    return {"object", *sequence.landmarks} <= set(sequence.settled)
+
+
+def masks_anew(
+    sequence: Sequence, sfm: SfmResult, scale: float, hands: dict[str, GraspFit], probabilities: np.ndarray | None,
+    seed: int, say,
+) -> Sequence:  # fmt: skip
+    """`tracking.relabel` with a first surface of the object, where its poses are known; settled masks stay."""
+    from ..hand import HandModel
+    from ..tracking.object import first_surface
+    from ..tracking.relabel import relabel
+
+    poses = sfm.cam_from_object.copy()
+    poses[:, :3, 3] *= scale
+    mesh = None
+    if int(sfm.registered.sum()) >= 3:
+        mesh = first_surface(
+            sequence, poses, sfm.confidence, seed, lambda part, *_, **__: say(0.3 * part, "a first surface")
+        )
+    posed = {s: (h.vertices, np.asarray(HandModel.open(s).faces)) for s, h in hands.items()}
+    anew = relabel(sequence, posed, mesh, poses, probabilities, seed, lambda part, what: say(0.3 + 0.7 * part, what))
+    keep = set(sequence.settled)
+    return replace(
+        sequence,
+        masks=anew.masks | {k: m for k, m in sequence.masks.items() if k in keep},
+        mask_confidence=dict(anew.mask_confidence) | {k: c for k, c in sequence.mask_confidence.items() if k in keep},
+    )
 
 
 def _camera_arrays(
@@ -139,78 +190,23 @@ def _camera_arrays(
     }  # fmt: skip
 
 
-def fit_hands(
-    sequence: Sequence, sfm: SfmResult, config: Config, report: Progress
-) -> tuple[dict[str, GraspFit], float]:
-    """The hands in the object's frame, or each alone where the object has no poses, and metres per unit of `sfm`."""
-    from ..tracking.grasp import HIDDEN, fit_grasp, fit_hand
-
-    hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
-    without = config.track.without
-    models = {s: HandModel.open(s, dtype=torch.float64) for s in sides_of(sequence, report)}
-    mediapipe = {s: marks.source == "mediapipe" for s, marks in sequence.landmarks.items()}
-    lost = int(sfm.registered.sum()) < 3
-    if lost:
-        report.partial(
-            "The object's pose could not be found in any frame: too little texture for structure from motion."
-        )
-    if lost or "grasp" in without:
-        hands = {
-            s: fit_hand(m, sequence.K, sequence.landmarks[s], mediapipe[s], sequence.regressed.get(s))
-            for s, m in models.items()
-        }
-        return hands, 1.0 if lost else _common_scale(hands, sfm.cam_from_object, report)
-    hands, scale = {}, 1.0
-    for again in range(2):
-        for k, (s, model) in enumerate(models.items()):
-            report(0.55 + 0.2 * again + 0.2 * k / len(models), f"{s} hand in the object's frame")
-            others = [m for side, m in hand_masks.items() if side != s]
-            hands[s] = fit_grasp(
-                model, sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
-                hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed,
-                object_masks=np.any([sequence.masks["object"], *others], axis=0), mediapipe=mediapipe[s],
-                scale_prior=(scale, 0.01) if again else None, regressed=sequence.regressed.get(s),
-                silhouettes="silhouette" not in without, regrasps="windows" not in without,
-                slow_motion="slow-motion" not in without, hidden=1.0 if "visibility" in without else HIDDEN,
-            )  # fmt: skip
-        scale = _common_scale(hands, sfm.cam_from_object, report)
-        if len(hands) == 1:
-            break  # two hands must agree on the object's size; one hand alone does
-    return hands, scale
+def load_tracked(run: Run) -> tuple[Sequence, Tracks]:
+    """The prepared clip, with the masks that tracking made anew, and the tracks. Raises as `load_prepared` and
+    `load_tracks` do."""
+    sequence = load_prepared(run)
+    return with_masks_anew(run, sequence), load_tracks(run, sequence)
 
 
-def sides_of(sequence: Sequence, report: Progress) -> list[str]:
-    """The hands that something tells of. One seen in few frames, and never beside the other, is the other misread."""
-    from ..tracking.grasp import found
-
-    seen = {s: found(m, sequence.regressed.get(s)) for s, m in sequence.landmarks.items()}
-    sides = sorted((s for s in seen if seen[s].any()), key=lambda s: -seen[s].sum())
-    if len(sides) == 2:
-        more, less = (seen[s] for s in sides)
-        if less.sum() < MISREAD * more.sum() and not (more & less).any():
-            report.note(f"The {sides[1]} hand of {less.sum()} frames was taken for the {sides[0]} one, misread.")
-            return sides[:1]
-    return [s for s in sequence.landmarks if s in sides]
-
-
-def _common_scale(hands, cam_from_object: np.ndarray, report: Progress) -> float:
-    """Metres per unit of the object's frame: the hands' own estimates, weighted by how sure each is.
-
-    When no hand tells (none was seen in enough frames where the object's pose is known) the object is put as far away
-    as the hands are, and the result is marked partial.
-    """
-    logs = np.array([np.log(h.scale) for h in hands.values()])
-    weights = np.array([1.0 / max(h.scale_std, 0.01) ** 2 for h in hands.values()])
-    if not weights.sum() > 0:
-        report.partial("The object's size is a guess: no hand was seen well enough while the object's pose was known.")
-        wrists = [h.joints[h.confidence > 0, 0, 2] for h in hands.values()]
-        distance = float(np.nanmedian(np.concatenate([*wrists, np.zeros(0)]))) if any(map(len, wrists)) else 0.5
-        return distance / float(np.nanmedian(cam_from_object[:, 2, 3]))
-    if len(logs) == 2 and (weights > 0).all() and abs(logs[0] - logs[1]) > 0.25:
-        report.note(
-            f"the two hands disagree on the object's scale by {100 * (np.exp(abs(logs[0] - logs[1])) - 1):.0f} %"
-        )
-    return float(np.exp((logs * weights).sum() / weights.sum()))
+def with_masks_anew(run: Run, sequence: Sequence) -> Sequence:
+    """`sequence` with the masks in `2_track/masks/`, where there are any."""
+    path = run.track_dir / "tracks.npz"
+    z = load_npz(path) if path.is_file() else {}
+    confidence = {k.removeprefix("mask_confidence."): c for k, c in z.items() if k.startswith("mask_confidence.")}
+    if not confidence:
+        return sequence
+    again = f"{run.track_dir} is not complete; run `handhold track {run.root}` again."
+    masks = {k: read_mask_folder(run.track_dir / "masks" / k, sequence.indices, again) for k in confidence}
+    return replace(sequence, masks=masks, mask_confidence=confidence)
 
 
 def load_tracks(run: Run, sequence: Sequence) -> Tracks:
@@ -222,12 +218,15 @@ def load_tracks(run: Run, sequence: Sequence) -> Tracks:
     try:
         keys = ("pose", "betas", "transl", "confidence", "reason", "windows")
         hands = {s: HandTrack(*(z[f"hand.{s}.{k}"] for k in keys)) for s in SIDES if f"hand.{s}.pose" in z}
+        none = np.zeros((0, 2), np.int64)
+        hands = {s: replace(h, contacts=z.get(f"hand.{s}.contacts", none)) for s, h in hands.items()}
         object_keys = ("object.cam_from_object", "object.confidence", "object.reason", "points", "point_colors")
         camera_keys = ("world_from_cam", "camera.static", "camera.confidence", "camera.reason")
         if "world_from_cam" not in z:  # written before there was a camera
             n = len(z["object.confidence"])
             z |= dict(zip(camera_keys, (np.tile(np.eye(4), (n, 1, 1)), True, np.zeros(n), np.full(n, "")), strict=True))
-        tracks = Tracks(*(z[k] for k in object_keys), hands, *(z[k] for k in camera_keys))
+        rest = bool(z.get("object.scale_known", True)), str(z.get("object.carried_by", ""))
+        tracks = Tracks(*(z[k] for k in object_keys), hands, *(z[k] for k in camera_keys), *rest)
     except KeyError as e:
         raise UnusableInput(f"{path} has no {e.args[0]!r}; run `handhold track {run.root}` again.") from e
     if len(tracks.confidence) != len(sequence):

@@ -7,7 +7,7 @@ the grasp has fixed the scale).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.grid import SdfGrid
-from ..shapes.sdf import View, visual_hull
+from ..scene import Mesh, Sequence
+from ..shapes.sdf import View, surface, visual_hull
 from ..shapes.sdf_fit import DEFAULT_FIT, Pixels, SdfFitConfig, Stage, fit_sdf
 
 _SOLID_NODES = 48  # per axis, at which other bodies are asked where they are
@@ -121,7 +122,7 @@ def refine_object(
     config: SdfFitConfig = DEFAULT_FIT,
     start: ObjectField | None = None,
     hull_quantile: float = 0.85,
-    solids: Sequence[Solid] = (),
+    solids: Iterable[Solid] = (),
     progress: Callable[[float, str], None] | None = None,
 ) -> ObjectField:
     """Shape from silhouettes and photometry, with the poses of the valid frames refined along (config.pose_lr > 0).
@@ -170,6 +171,28 @@ def refine_object(
     error = np.full(len(cam_from_object), np.nan)
     error[index] = fit.error.numpy()
     return ObjectField(fit.grid, poses, error, fit.light, center, radius)
+
+
+FIRST = (Stage(48, 250, (2.5, 1.0), 0.5),)
+
+
+def first_surface(
+    sequence: Sequence,
+    cam_from_object: np.ndarray,
+    confidence: np.ndarray,
+    seed: int = 0,
+    progress: Callable[[float, str], None] | None = None,
+) -> Mesh:
+    """Where the object roughly is, from masks that may be wrong in single frames: what hands are is not asked, for a
+    hand that is off, or print taken for one, would eat the object. cam_from_object (F,4,4), NaN where unknown.
+    """
+    masks = sequence.masks
+    hidden = [masks[k] for k in ("right", "left", "other") if k in masks] or [np.zeros_like(masks["object"])]
+    obs = Observations(sequence.frames, masks["object"], np.any(hidden, axis=0), sequence.K)
+    weight = np.clip(confidence * sequence.mask_confidence["object"], 0.02, 1)
+    config = SdfFitConfig(pose_lr=0.0, hidden=0.05, seed=seed)
+    field = refine_object(obs, cam_from_object, weight, FIRST, config, progress=progress)
+    return surface(field.grid)[0]
 
 
 def _views(obs: Observations, poses: np.ndarray, weight: np.ndarray, index: np.ndarray) -> list[View]:

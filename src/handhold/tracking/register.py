@@ -29,8 +29,12 @@ def register_missing(
     rays: int = 384,
     seed: int = 0,
     progress: Callable[[float, str], None] | None = None,
+    hints: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fill NaN poses where possible: poses (F,4,4), and the error (F,) of each newly placed frame, else NaN."""
+    """Fill NaN poses where possible: poses (F,4,4), and the error (F,) of each newly placed frame, else NaN.
+
+    hints (F,4,4), NaN where none: poses that something else suggests, tried beside the neighbours'.
+    """
     poses = cam_from_object.copy()
     error = np.full(len(poses), np.nan)
     visible = obs.inside.reshape(len(poses), -1).sum(1) > 150
@@ -40,7 +44,7 @@ def register_missing(
         return poses, error
     # the same measure on placed frames says what a good fit is
     reference = [
-        _fit(field, obs, int(i), poses[i][None], 0, rays, seed)[1] for i in placed[:: max(1, len(placed) // 8)]
+        fit_frame(field, obs, int(i), poses[i][None], 0, rays, seed)[1] for i in placed[:: max(1, len(placed) // 8)]
     ]
     bar = 1.4 * float(np.median(reference)) + 0.01
     rng = np.random.default_rng(seed)
@@ -52,7 +56,8 @@ def register_missing(
         i = min(waiting, key=lambda k: (int(np.abs(known - k).min()), k))
         waiting.discard(i)
         tries[i] += 1
-        pose, e = _fit(field, obs, i, _starts(poses, known, i, starts, field.center, rng), iterations, rays, seed)
+        tried = _starts(poses, known, i, starts, field.center, rng, None if hints is None else hints[i])
+        pose, e = fit_frame(field, obs, i, tried, iterations, rays, seed)
         if e < bar:
             poses[i], error[i] = pose, e
             waiting |= {k for k in (i - 1, i + 1) if tries.get(k) == 1 and not np.isfinite(error[k])}
@@ -61,8 +66,10 @@ def register_missing(
     return poses, error
 
 
-def _starts(poses: np.ndarray, known: np.ndarray, i: int, count: int, center: np.ndarray, rng) -> np.ndarray:
-    """(N,4,4) hypotheses: the nearest placed frames' poses, constant velocity, and random turns of these."""
+def _starts(
+    poses: np.ndarray, known: np.ndarray, i: int, count: int, center: np.ndarray, rng, hint: np.ndarray | None
+) -> np.ndarray:
+    """(N,4,4) hypotheses: the hint, the nearest placed frames' poses, constant velocity, random turns of these."""
     before, after = known[known < i][-2:], known[known > i][:2]
     out = [poses[before[-1]]] if len(before) else []
     out += [poses[after[0]]] if len(after) else []
@@ -70,6 +77,8 @@ def _starts(poses: np.ndarray, known: np.ndarray, i: int, count: int, center: np
         if len(pair) == 2 and abs(int(pair[0]) - int(pair[1])) <= 2:
             step = poses[pair[0]] @ np.linalg.inv(poses[pair[1]])
             out.append(step @ poses[pair[0]])
+    if hint is not None and np.isfinite(hint).all():
+        out.insert(0, hint)
     base = list(out)
     while len(out) < count:
         turn = so3_exp(torch.from_numpy(rng.normal(0, _SPREAD, 3))).numpy()
@@ -79,7 +88,7 @@ def _starts(poses: np.ndarray, known: np.ndarray, i: int, count: int, center: np
     return np.stack(out)
 
 
-def _fit(
+def fit_frame(
     field: ObjectField, obs: Observations, i: int, starts: np.ndarray, iterations: int, rays: int, seed: int
 ) -> tuple[np.ndarray, float]:
     """Best of several starts for one frame, and its error."""

@@ -124,7 +124,7 @@ def structure_from_motion(
     note = _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeout)
     path = workdir / "models.npz"
     if note or not path.is_file():
-        return _nothing(count, note or "structure from motion left no result", ())
+        return nothing(count, note or "structure from motion left no result", ())
     z = load_npz(path)
     if not loops:  # no observation has a descriptor
         z |= {k: v[:0] for k, v in z.items() if k.endswith(("_described", "_descriptor"))}
@@ -233,14 +233,14 @@ def _solve(z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int, mer
     count, models, xy = len(frames), z[f"{name}_poses"], z[f"{name}_xy"]
     fragments = tuple(tuple(int(i) for i in np.flatnonzero(bundle.is_registered(m))) for m in models)
     if not len(models) or not len(xy):
-        return _nothing(count, "no two frames share enough features", fragments)
+        return nothing(count, "no two frames share enough features", fragments)
     try:
         poses, trust, reason, t, notes = refine.assemble(models, _tracks(z, name, K, count), seed, merging)
     except np.linalg.LinAlgError:
-        return _nothing(count, "the sub-models are degenerate: too little depth or turning", fragments)
+        return nothing(count, "the sub-models are degenerate: too little depth or turning", fragments)
     registered = bundle.is_registered(poses)
     if not registered.any():
-        return _nothing(count, "no sub-model agrees with the motion between its frames", fragments)
+        return nothing(count, "no sub-model agrees with the motion between its frames", fragments)
     X, error = bundle.triangulate(poses, t)
     fit = error < bundle.PIXELS
     xy = xy[t.row]
@@ -271,7 +271,8 @@ def _solve(z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int, mer
     )
 
 
-def _nothing(count: int, why: str, fragments: tuple) -> SfmResult:
+def nothing(count: int, why: str, fragments: tuple) -> SfmResult:
+    """The result of `count` frames in which nothing was placed, and why."""
     return SfmResult(
         np.full((count, 4, 4), np.nan),
         np.zeros(count, bool),

@@ -70,6 +70,7 @@ def write_report(
         tiles=sections.tiles(scene, metrics),
         strips="".join(sections.strip(name, body, scene.frames) for name, body in scene.bodies.items())
         or '<p class="quiet">No body was reconstructed.</p>',
+        legend=sections.rung_legend(scene),
         reasons=sections.reason_table(scene),
         masks=sections.mask_strip(sequence),
         metrics=sections.metric_table(metrics),

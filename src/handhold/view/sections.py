@@ -14,6 +14,7 @@ import numpy as np
 
 from ..metrics import describe
 from ..scene import Body, Scene, Sequence, Skinned
+from ..tracking import rungs
 
 LABELS = {"right": "Right hand", "left": "Left hand", "object": "Object", "other": "Other movement"}
 MASK_COLORS = {
@@ -79,7 +80,8 @@ def _box(vertices: np.ndarray) -> np.ndarray:
 
 
 def strip(name: str, body: Body, frames: np.ndarray) -> str:
-    """One row of the confidence chart: a bar per frame, its height the confidence; lost frames are full and red."""
+    """One row of the confidence chart: a bar per frame, its height the confidence; lost frames are full and red. Below
+    it a ribbon in the colour of each frame's rung."""
     bars, height = [], 32
     for i, valid in enumerate(body.valid):
         c, reason = float(np.clip(np.nan_to_num(body.confidence[i]), 0, 1)), str(body.reason[i])
@@ -93,8 +95,55 @@ def strip(name: str, body: Body, frames: np.ndarray) -> str:
     svg = f'<svg viewBox="{view}" preserveAspectRatio="none" role="img" aria-label="{label}: confidence per frame">'
     return (
         f'<div class="track is-{escape(name)}"><span><i class="dot"></i>{label}</span>'
-        f'<div class="strip">{svg}{"".join(bars)}</svg><i class="playhead"></i></div></div>'
+        f'<div class="strip">{svg}{"".join(bars)}</svg>{ribbon(name, body)}<i class="playhead"></i></div></div>'
     )
+
+
+def rung_of(body: Body, i: int) -> str:
+    """The word of frame `i` in the vocabulary of `tracking.rungs`; empty when it says something else."""
+    reason = str(body.reason[i])
+    return reason if reason in rungs.MEANING else ("" if body.valid[i] else rungs.NOT_FOUND)
+
+
+def ribbon(name: str, body: Body) -> str:
+    """Runs of frames of one rung, a coloured rectangle each."""
+    words = [rung_of(body, i) for i in range(len(body.valid))]
+    rects, first = [], 0
+    for i in range(1, len(words) + 1):
+        if i == len(words) or words[i] != words[first]:
+            word = words[first]
+            kind = f"rung {css_of(word)}" if word else "rung"
+            box = f'x="{first}" y="0" width="{i - first}" height="1"'
+            rects.append(f'<rect class="{kind}" {box}><title>{escape(word or "no rung told")}</title></rect>')
+            first = i
+    view, label = f"0 0 {max(len(words), 1)} 1", escape(LABELS.get(name, name))
+    return (
+        f'<svg class="rungs" viewBox="{view}" preserveAspectRatio="none" role="img" '
+        f'aria-label="{label}: where each frame comes from">{"".join(rects)}</svg>'
+    )
+
+
+def css_of(rung: str) -> str:
+    """The class of report.css that colours a rung."""
+    return "r-" + rung.replace(" ", "-")
+
+
+def rung_legend(scene: Scene) -> str:
+    """The rungs that occur, with their colour, how often, and what each means; from the surest to the least sure."""
+    count = Counter(
+        (part, rung_of(b, i))
+        for name, b in scene.bodies.items()
+        for part in ["object" if name == "object" else "hand"]
+        for i in range(len(b.valid))
+    )
+    order = [("object", r) for r in reversed(rungs.OBJECT_RUNGS)] + [("hand", r) for r in reversed(rungs.HAND_RUNGS)]
+    rows = [
+        f'<li><i class="swatch {css_of(word)}"></i><b>{escape(word)}</b> ({part}, {count[part, word]} frames): '
+        f"{escape(rungs.MEANING[word])}</li>"
+        for part, word in order
+        if count[part, word]
+    ]
+    return f'<ul class="legend">{"".join(rows)}</ul>' if rows else ""
 
 
 def reason_table(scene: Scene) -> str:

@@ -1,0 +1,101 @@
+"""The hands of a clip, for `track`: which there are, and each fitted in the object's frame or alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..config import Config
+from ..hand import HandModel
+from ..progress import Progress
+from ..scene import SIDES, Sequence
+
+if TYPE_CHECKING:
+    from ..tracking.grasp import GraspFit
+    from ..tracking.sfm import SfmResult
+
+MISREAD = 0.3  # of the other hand's frames: a hand seen in fewer, and never beside it, is not there
+
+
+def fit_hands(
+    sequence: Sequence, sfm: SfmResult, config: Config, report: Progress | None, say=lambda share, what: None
+) -> tuple[dict[str, GraspFit], float]:
+    """The hands in the object's frame, or each alone where the object has no poses, and metres per unit of `sfm`.
+
+    report: for what the user should know, None to say nothing; say: called with 0..1 and what is done.
+    """
+    from ..tracking.contact import beside_in_picture
+    from ..tracking.fiducial import stiff_hand
+    from ..tracking.grasp import HIDDEN, fit_grasp, fit_hand
+
+    without = config.track.without
+    hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
+    models = {s: HandModel.open(s, dtype=torch.float64) for s in sides_of(sequence, report)}
+    lost = int(sfm.registered.sum()) < 3
+    hands, scale = {}, 1.0
+    if lost or "grasp" in without:
+        for s, m in models.items():
+            marks, seen = sequence.landmarks[s], sequence.regressed.get(s)
+            clicked = marks.source == "mediapipe"
+            hands[s] = fit_hand(m, sequence.K, marks, clicked, seen)
+            beside = s in hand_masks and beside_in_picture(hand_masks[s], sequence.masks["object"]).mean() > 0.5
+            if lost and beside and "fiducial" not in without:
+                hands[s] = stiff_hand(m, sequence.K, marks, hands[s], clicked, seen)
+        return hands, 1.0 if lost else _common_scale(hands, sfm.cam_from_object, report)
+    for again in range(2):
+        for k, (s, model) in enumerate(models.items()):
+            say((again + k / len(models)) / 2, f"{s} hand in the object's frame")
+            others = [m for side, m in hand_masks.items() if side != s]
+            hands[s] = fit_grasp(
+                model, sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
+                hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed,
+                object_masks=np.any([sequence.masks["object"], *others], axis=0),
+                mediapipe=sequence.landmarks[s].source == "mediapipe",
+                scale_prior=(scale, 0.01) if again else None, regressed=sequence.regressed.get(s),
+                silhouettes="silhouette" not in without, regrasps="windows" not in without,
+                slow_motion="slow-motion" not in without, hidden=1.0 if "visibility" in without else HIDDEN,
+            )  # fmt: skip
+        scale = _common_scale(hands, sfm.cam_from_object, report)
+        if len(hands) == 1:
+            break  # two hands must agree on the object's size; one hand alone does
+    return hands, scale
+
+
+def sides_of(sequence: Sequence, report: Progress | None = None) -> list[str]:
+    """The hands that something tells of. One seen in few frames, and never beside the other, is the other misread."""
+    from ..tracking.grasp import found
+
+    seen = {s: found(m, sequence.regressed.get(s)) for s, m in sequence.landmarks.items()}
+    sides = sorted((s for s in seen if seen[s].any()), key=lambda s: -seen[s].sum())
+    if len(sides) == 2:
+        more, less = (seen[s] for s in sides)
+        if less.sum() < MISREAD * more.sum() and not (more & less).any():
+            if report is not None:
+                report.note(f"The {sides[1]} hand of {less.sum()} frames was taken for the {sides[0]} one, misread.")
+            return sides[:1]
+    return [s for s in sequence.landmarks if s in sides]
+
+
+def _common_scale(hands, cam_from_object: np.ndarray, report: Progress | None) -> float:
+    """Metres per unit of the object's frame: the hands' own estimates, weighted by how sure each is.
+
+    When no hand tells (none was seen in enough frames where the object's pose is known) the object is put as far away
+    as the hands are, and the result is marked partial.
+    """
+    logs = np.array([np.log(h.scale) for h in hands.values()])
+    weights = np.array([1.0 / max(h.scale_std, 0.01) ** 2 for h in hands.values()])
+    if not weights.sum() > 0:
+        if report is not None:
+            report.partial(
+                "The object's size is a guess: no hand was seen well enough while the object's pose was known."
+            )
+        wrists = [h.joints[h.confidence > 0, 0, 2] for h in hands.values()]
+        distance = float(np.nanmedian(np.concatenate([*wrists, np.zeros(0)]))) if any(map(len, wrists)) else 0.5
+        return distance / float(np.nanmedian(cam_from_object[:, 2, 3]))
+    if len(logs) == 2 and (weights > 0).all() and abs(logs[0] - logs[1]) > 0.25:
+        report.note(
+            f"the two hands disagree on the object's scale by {100 * (np.exp(abs(logs[0] - logs[1])) - 1):.0f} %"
+        )
+    return float(np.exp((logs * weights).sum() / weights.sum()))
