@@ -21,7 +21,7 @@ from ..shapes.sdf import nodes, open_thin, surface
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
 from ..tracking import rungs
-from ..tracking.bootstrap import bootstrap
+from ..tracking.bootstrap import bootstrap, silhouette_iou
 from ..tracking.fiducial import bridge_gaps
 from ..tracking.object import ObjectField, Observations, beside, refine_object
 from ..tracking.occlusion import HandSolid, hand_depth, object_depth, raw_depth, widened
@@ -32,6 +32,8 @@ from .appearance import fit_appearance
 COARSE = (Stage(48, 250, (2.5, 1.0), 0.5),)
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
 SURE_HAND = 0.1  # confidence of a frame placed by the hand below which a short gap is rather bridged
+AGREES = 0.5  # of the placed frames' silhouette IoU, for a pose from the hand to be believed
+HELD = 0.3  # confidence of a pose from the hand that the outline agrees with
 MIN_IOU = 0.5  # of the rendered object with its masks; below, the result is marked partial
 HAND_MARGIN = 0.006  # metres a tracked hand may be off: only deeper inside it is surely no object
 IN_FRONT = 0.004  # metres: a hand this much behind the object's first surface may still be in front of the true one
@@ -119,6 +121,7 @@ def fit_rigid(
     new = np.isfinite(error)
     confidence[new], reason[new] = 0.2 if tracks.carried_by else 0.5, rungs.REGISTERED
     by_hand = carried & ~np.isfinite(placed[:, 0, 0])
+    confidence[seen_where_held(coarse, obs, guess, by_hand, placed)] = HELD
     surely = by_hand & (confidence >= SURE_HAND)
     placed[surely] = guess[surely]
     between = bridge_gaps(placed, coarse.center)
@@ -165,6 +168,22 @@ def fit_rigid(
         )
     notes.append(f"Gaussians: {look.psnr:.1f} dB on held-out frames' foreground, object mask IoU {look.iou:.2f}")
     return RigidFit(mesh, look.object, look.cam_from_object, confidence, reason, tracked, notes, doubts, same)
+
+
+def seen_where_held(
+    field: ObjectField, obs: Observations, guess: np.ndarray, by_hand: np.ndarray, placed: np.ndarray
+) -> np.ndarray:
+    """(F,) bool: frames `by_hand` whose outline lies about as well on the object where the hand holds it, `guess`
+    (F,4,4), as it does in frames that are `placed` (F,4,4)."""
+    out = np.zeros(len(by_hand), bool)
+    known = np.flatnonzero(np.isfinite(placed[:, 0, 0]))
+    if not by_hand.any() or not len(known):
+        return out
+    small = obs.scaled(0.25)
+    typical = np.median([silhouette_iou(field, small, int(i), placed[i]) for i in known[:: max(1, len(known) // 8)]])
+    for i in np.flatnonzero(by_hand):
+        out[i] = silhouette_iou(field, small, int(i), guess[i]) > AGREES * typical
+    return out
 
 
 def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:
