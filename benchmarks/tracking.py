@@ -37,7 +37,7 @@ from handhold.files import write_atomically
 from handhold.runs import Run, make_key
 from handhold.scene import HandEstimates, Sequence, load_npz
 from handhold.stages.prepare import load_prepared, save_prepared
-from handhold.stages.track import load_tracks
+from handhold.stages.track import load_tracked
 
 RESULTS = Path(__file__).parent / "results" / "tracking.json"
 CORRUPTION = corrupt.Corruption(
@@ -118,8 +118,7 @@ def run_clip(
     row["seconds"] = {k: told["seconds"][k] for k in ("prepare", "track")}
     row["peak_mb"] |= {} if "track" in told["kept"] else {"track": told["peak_mb"]}
     run = Run(root)
-    sequence = load_prepared(run)
-    tracks = load_tracks(run, sequence)
+    sequence, tracks = load_tracked(run)
     row["frames"] = len(sequence)
     row["rungs"] = {"object": rungs(tracks.reason)} | {s: rungs(h.reason) for s, h in tracks.hands.items()}
     row["reasons"], row["notes"] = told["reasons"], told["notes"]

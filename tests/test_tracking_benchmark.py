@@ -66,7 +66,9 @@ def clip(poses) -> tuple[Sequence, Tracks, dict]:
         mask_confidence={"right": np.ones(F, np.float32), "object": np.ones(F, np.float32)},
     )  # fmt: skip
     reason = np.array(["sfm"] * (F - 1) + ["not registered"])
-    tracks = Tracks(poses.copy(), np.ones(F), reason, np.zeros((0, 3)), np.zeros((0, 3), np.uint8), {"right": hand})
+    camera = np.tile(np.eye(4), (F, 1, 1)), True, np.ones(F), np.full(F, "static")
+    points = np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
+    tracks = Tracks(poses.copy(), np.ones(F), reason, *points, {"right": hand}, *camera)
     return sequence, tracks, gt
 
 
