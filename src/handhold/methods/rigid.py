@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 
 from ..hand import HandModel
 from ..kernels.grid import SdfGrid
@@ -37,6 +38,7 @@ HELD = 0.3  # confidence of a pose from the hand that the outline agrees with
 MIN_IOU = 0.5  # of the rendered object with its masks; below, the result is marked partial
 HAND_MARGIN = 0.006  # metres a tracked hand may be off: only deeper inside it is surely no object
 IN_FRONT = 0.004  # metres: a hand this much behind the object's first surface may still be in front of the true one
+THIN_UNSEEN = 0.008  # metres: likewise, where no frame saw the surface
 THIN_COARSE, THIN_FINE = 0.006, 0.0035  # metres: half the thickness below which leftovers beside a hand are removed
 
 
@@ -153,7 +155,10 @@ def fit_rigid(
     # 3. Colours, what was seen, and the rest.
     say(0.6, "surface colours")
     clear = np.stack([i & ~beside(h) & ~f for i, h, f in zip(masks["object"], hidden, front, strict=True)])
-    mesh = observe(mesh, sequence.frames, clear, sequence.K, poses, weight, 2.5 * fitted.grid.h)
+    colour = lambda m: observe(m, sequence.frames, clear, sequence.K, poses, weight, 2.5 * fitted.grid.h)  # noqa: E731
+    mesh = colour(mesh)
+    if prune_unseen(fitted.grid, mesh, THIN_UNSEEN):
+        mesh = colour(surface(fitted.grid)[0])
     noise = colour_noise(mesh, sequence.frames, clear, sequence.K, poses)
     same = ambiguities(mesh, fitted.grid, noise, seed)
     notes += [a.sentence for a in same]
@@ -231,6 +236,18 @@ def prune(grid: SdfGrid, solids: list[HandSolid], radius: float, reach: float = 
     for solid in solids:
         near = solid.distance(nodes(grid)).reshape(grid.R, grid.R, grid.R) < reach
         open_thin(grid, near, radius)
+
+
+def prune_unseen(grid: SdfGrid, mesh: Mesh, radius: float) -> bool:
+    """Remove what is thin (see `open_thin`) where no frame saw the surface; whether there was any."""
+    if mesh.observed is None or mesh.observed.all() or not mesh.observed.any():
+        return False
+    at = nodes(grid)
+    unseen = cKDTree(mesh.vertices[~mesh.observed]).query(at, workers=-1)[0]
+    seen = cKDTree(mesh.vertices[mesh.observed]).query(at, workers=-1)[0]
+    before = (grid.data[..., 0] < 0).sum()
+    open_thin(grid, (unseen < seen).reshape(grid.R, grid.R, grid.R), radius)
+    return bool((grid.data[..., 0] < 0).sum() < before)
 
 
 def frame_confidence(fitted: ObjectField, prior: np.ndarray) -> np.ndarray:

@@ -88,7 +88,9 @@ def fused(prior: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
         p = np.stack([cv2.resize(q.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR) for q in p]) + 1e-2
         known = known.astype(np.float32)
         both = known[1] + known[2]
-        product = np.stack([p[0] * known[0], (p[1] + p[2]) * both, p[3] * known[3], p[4] * known[4]])
+        # what the models say is covered and the segmenter finds empty is something in front that neither knows
+        hider = p[4] * known[4] + 0.5 * p[0] * np.minimum(known[3], HIDER)
+        product = np.stack([p[0] * known[0], (p[1] + p[2]) * both, p[3] * known[3], hider])
         product /= product.sum(0)
         right = known[1] / np.maximum(both, 1e-6)
         out[i] = np.stack([product[0], product[1] * right, product[1] * (1 - right), product[2], product[3]])
