@@ -95,7 +95,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
             sequence, sfm, scale, hands, load_probabilities(run), config.seed, partial(_part, report, 0.65, 0.85)
         )
         write_masks(run.track_dir / "masks", sequence.masks, sequence.indices)
-        hands, scale = fit_hands(sequence, sfm, config, None, partial(_part, report, 0.85, 1.0))
+        hands, scale = fit_hands(sequence, sfm, config, None, partial(_part, report, 0.85, 1.0), scale)
     placed = place_object(sequence, sfm, scale, hands, report, "fiducial" not in without)
     if int(sfm.registered.sum()) < 3:  # the few points there are lie in a frame that is not used
         sfm = replace(sfm, points=sfm.points[:0], point_colors=sfm.point_colors[:0])

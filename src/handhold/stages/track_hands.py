@@ -20,11 +20,17 @@ MISREAD = 0.3  # of the other hand's frames: a hand seen in fewer, and never bes
 
 
 def fit_hands(
-    sequence: Sequence, sfm: SfmResult, config: Config, report: Progress | None, say=lambda share, what: None
+    sequence: Sequence,
+    sfm: SfmResult,
+    config: Config,
+    report: Progress | None,
+    say=lambda share, what: None,
+    scale: float | None = None,
 ) -> tuple[dict[str, GraspFit], float]:
     """The hands in the object's frame, or each alone where the object has no poses, and metres per unit of `sfm`.
 
-    report: for what the user should know, None to say nothing; say: called with 0..1 and what is done.
+    report: for what the user should know, None to say nothing; say: called with 0..1 and what is done; scale: what an
+    earlier fit found, which two hands then need not agree on again.
     """
     from ..tracking.contact import beside_in_picture
     from ..tracking.fiducial import stiff_hand
@@ -34,7 +40,7 @@ def fit_hands(
     hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
     models = {s: HandModel.open(s, dtype=torch.float64) for s in sides_of(sequence, report)}
     lost = int(sfm.registered.sum()) < 3
-    hands, scale = {}, 1.0
+    hands = {}
     if lost or "grasp" in without:
         for s, m in models.items():
             marks, seen = sequence.landmarks[s], sequence.regressed.get(s)
@@ -44,7 +50,7 @@ def fit_hands(
             if lost and beside and "fiducial" not in without:
                 hands[s] = stiff_hand(m, sequence.K, marks, hands[s], clicked, seen)
         return hands, 1.0 if lost else _common_scale(hands, sfm.cam_from_object, report)
-    for again in range(2):
+    for again in range(int(len(models) == 2 and scale is not None), 2):
         for k, (s, model) in enumerate(models.items()):
             say((again + k / len(models)) / 2, f"{s} hand in the object's frame")
             others = [m for side, m in hand_masks.items() if side != s]
