@@ -52,10 +52,14 @@ def test_each_hand_has_its_own_side():
     assert label(p, 100, 48) == LEFT
 
 
-def test_nothing_known_says_nothing():
-    hands = {"right": (np.full((1, 8, 3), np.nan), THING.faces)}
-    p = model_prior(SIZE, K, hands, THING, np.full((1, 4, 4), np.nan))[0]
-    np.testing.assert_allclose(p.astype(np.float32), 0.2, atol=1e-3)
+def test_what_is_not_known_may_be_anywhere():
+    lost = np.full((1, 8, 3), np.nan), THING.faces
+    p = model_prior(SIZE, K, {"right": lost}, THING, np.full((1, 4, 4), np.nan))[0].astype(np.float32)
+    assert np.ptp(p, axis=(1, 2)).max() < 1e-3
+    assert p[RIGHT].min() > 0.1 and p[OBJECT].min() > 0.1
+    p = model_prior(SIZE, K, {"right": hand_at(-0.15, 0, 0.5), "left": lost}, None, np.full((1, 4, 4), np.nan))[0]
+    assert label(p, 28, 48) == RIGHT
+    assert p[LEFT, 48, 100] > 2 * p[RIGHT, 48, 100]  # a hand seen there is the other one
 
 
 def test_a_hand_far_from_what_the_segmenter_calls_hand_wins_over_it():

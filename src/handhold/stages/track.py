@@ -90,7 +90,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
     for note in rungs.doubts(sfm.reason):
         report.note(note)
     hands, scale = fit_hands(sequence, sfm, config, report, partial(_part, report, 0.5, 0.65))
-    if not settled(sequence) and "second-masks" not in without:
+    if int(sfm.registered.sum()) >= 3 and not settled(sequence) and "second-masks" not in without:
         sequence = masks_anew(
             sequence, sfm, scale, hands, load_probabilities(run), config.seed, partial(_part, report, 0.65, 0.85)
         )
@@ -147,20 +147,23 @@ def masks_anew(
     sequence: Sequence, sfm: SfmResult, scale: float, hands: dict[str, GraspFit], probabilities: np.ndarray | None,
     seed: int, say,
 ) -> Sequence:  # fmt: skip
-    """`tracking.relabel` with a first surface of the object, where its poses are known; settled masks stay."""
+    """`tracking.relabel` with a first surface of the object; settled masks stay."""
     from ..hand import HandModel
     from ..tracking.object import first_surface
     from ..tracking.relabel import relabel
 
     poses = sfm.cam_from_object.copy()
     poses[:, :3, 3] *= scale
-    mesh = None
-    if int(sfm.registered.sum()) >= 3:
-        mesh = first_surface(
-            sequence, poses, sfm.confidence, seed, lambda part, *_, **__: say(0.3 * part, "a first surface")
-        )
-    posed = {s: (h.vertices, np.asarray(HandModel.open(s).faces)) for s, h in hands.items()}
+    mesh = first_surface(
+        sequence, poses, sfm.confidence, seed, lambda part, *_, **__: say(0.3 * part, "a first surface")
+    )
+    posed = {}
+    for s, h in hands.items():
+        known = (h.confidence > 0)[:, None, None]
+        posed[s] = np.where(known, h.vertices, np.nan), np.asarray(HandModel.open(s).faces)
     anew = relabel(sequence, posed, mesh, poses, probabilities, seed, lambda part, what: say(0.3 + 0.7 * part, what))
+    if not anew.masks["object"].any():
+        return sequence
     keep = set(sequence.settled)
     return replace(
         sequence,

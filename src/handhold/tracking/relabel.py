@@ -20,6 +20,7 @@ OBJECT_SIGMA = 2.5  # pixels (at 512 wide) by which the first surface's outline 
 HAND_SIGMA = 0.008  # metres by which a tracked hand may be off
 DEPTH_SIGMA = 0.012  # metres, of hand against object along the ray
 SIDE_SIGMA = 8.0  # pixels (at 512 wide), of one hand's outline against the other's
+ANYWHERE = 0.3  # coverage by a body whose pose is not known
 FLOOR = 0.03  # of every label everywhere: models do not know all
 HIDER = 0.2  # of something else (a sleeve) in front of the object
 
@@ -35,8 +36,8 @@ def model_prior(
 
     size (W,H) and K (3,3) of the prior's pixels; hands: side -> vertices (F,V,3) in the camera's frame, metres, NaN
     where unknown, and faces; mesh: the object's first surface, metres, object frame; cam_from_object (F,4,4), NaN where
-    unknown. Returns (F,5,H,W) float16, background, right, left, object, forearm, adding up to 1. A frame of which
-    nothing is known says nothing.
+    unknown. Returns (F,5,H,W) float16, background, right, left, object, forearm, adding up to 1. A body
+    whose pose is not known in a frame may be anywhere in it.
     """
     w, h = size
     unit = w / 512
@@ -56,8 +57,9 @@ def model_prior(
         for side, c in cover.items():
             front = np.where(c > hand, depth[side], front)
             hand = np.maximum(hand, c)
-        # where the object's pose is not known it may be anywhere
-        thing, first = np.full((h, w), 0.3), np.full((h, w), 0.5)
+        if len(cover) < len(hands):  # a hand, or the object, whose pose is not known may be anywhere
+            hand = np.maximum(hand, ANYWHERE)
+        thing, first = np.full((h, w), ANYWHERE), np.full((h, w), 0.5)
         if mesh is not None and np.isfinite(pose[0, 0]):
             z = depth_image(mesh.vertices @ pose[:3, :3].T + pose[:3, 3], mesh.faces, K, w, h)
             if np.isfinite(z).any():
@@ -70,8 +72,6 @@ def model_prior(
             rest, seen_hand * right, seen_hand * (1 - right), thing * (1 - hand) + hand * thing * (1 - first),
             np.maximum(rest, HIDER * thing),
         ])  # fmt: skip
-        if not cover and (mesh is None or not np.isfinite(pose[0, 0])):
-            p[:] = 1.0
         p += FLOOR
         out[i] = p / p.sum(0)
     return out
@@ -126,8 +126,13 @@ def _right_share(away: dict[str, np.ndarray], hands, unit: float, shape) -> np.n
     """(H,W) how far a hand's pixel is the right one's."""
     if len(hands) == 1:
         return np.full(shape, float("right" in hands))
-    if len(away) < 2:
+    if not away:
         return np.full(shape, 0.5)
+    if len(away) == 1:  # what is not the known one's is the other's
+        ((side, outside),) = away.items()
+        known = ndtr(-outside / (SIDE_SIGMA * unit))
+        known = known / (known + ANYWHERE)
+        return known if side == "right" else 1 - known
     right, left = (away[s] for s in SIDES)
     return ndtr((left - right) / (SIDE_SIGMA * unit))
 
