@@ -72,5 +72,6 @@ def test_a_hand_far_from_what_the_segmenter_calls_hand_wins_over_it():
 
 
 def test_without_a_segmenter_the_models_speak_alone():
-    prior = model_prior(SIZE, K, {}, THING, pose())
-    assert fused(prior, None) is prior
+    p = fused(model_prior(SIZE, K, {}, THING, pose()), None)[0]
+    assert label(p, 64, 48) == OBJECT and p[OBJECT, 48, 64] > 0.85  # enough for a seed
+    assert label(p, 4, 4) == 0

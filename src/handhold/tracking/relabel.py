@@ -79,11 +79,15 @@ def model_prior(
 
 def fused(prior: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
     """`prior` (F,5,H,W) of the models times the segmenter's probabilities (F,5,h,w), if any; which hand it is, is the
-    models' to say."""
-    if probabilities is None:
-        return prior
+    models' to say. Without a segmenter the models alone must be sure enough to give seeds: their square."""
     h, w = prior.shape[2:]
     out = np.empty_like(prior)
+    if probabilities is None:
+        for i, known in enumerate(prior):
+            square = known.astype(np.float32) ** 2
+            square[4] /= 2  # an arm is rarer than background
+            out[i] = square / square.sum(0)
+        return out
     for i, (known, p) in enumerate(zip(prior, probabilities, strict=True)):
         p = np.stack([cv2.resize(q.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR) for q in p]) + 1e-2
         known = known.astype(np.float32)
