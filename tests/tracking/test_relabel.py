@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from handhold.scene import Mesh
-from handhold.tracking.relabel import fused, model_prior
+from handhold.scene import Mesh, Sequence
+from handhold.tracking.relabel import fused, model_prior, of_masks
 
 SIZE, K = (128, 96), np.array([[120.0, 0, 64], [0, 120.0, 48], [0, 0, 1]])
 RIGHT, LEFT, OBJECT, OTHER = 1, 2, 3, 4
@@ -71,7 +71,12 @@ def test_a_hand_far_from_what_the_segmenter_calls_hand_wins_over_it():
     assert label(p, 32, 48) == RIGHT
 
 
-def test_without_a_segmenter_the_models_speak_alone():
-    p = fused(model_prior(SIZE, K, {}, THING, pose()), None)[0]
+def test_without_a_segmenter_masks_stand_in():
+    masks = {"object": np.zeros((1, 96, 128), bool)}
+    masks["object"][0, 34:62, 50:78] = True
+    clip = Sequence(np.zeros((1, 96, 128, 3), np.uint8), np.arange(1), 15.0, K, "given", masks=masks)
+    seen = of_masks(clip)
+    np.testing.assert_allclose(seen.astype(np.float32).sum(1), 1, atol=5e-3)
+    p = fused(model_prior(SIZE, K, {}, THING, pose()), seen)[0]
     assert label(p, 64, 48) == OBJECT and p[OBJECT, 48, 64] > 0.85  # enough for a seed
     assert label(p, 4, 4) == 0

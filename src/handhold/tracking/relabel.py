@@ -21,6 +21,7 @@ HAND_SIGMA = 0.008  # metres by which a tracked hand may be off
 DEPTH_SIGMA = 0.012  # metres, of hand against object along the ray
 SIDE_SIGMA = 8.0  # pixels (at 512 wide), of one hand's outline against the other's
 ANYWHERE = 0.3  # coverage by a body whose pose is not known
+BELIEVED = 0.8  # probability of the labels of a mask that no segmenter made
 FLOOR = 0.03  # of every label everywhere: models do not know all
 HIDER = 0.2  # of something else (a sleeve) in front of the object
 
@@ -77,17 +78,11 @@ def model_prior(
     return out
 
 
-def fused(prior: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
-    """`prior` (F,5,H,W) of the models times the segmenter's probabilities (F,5,h,w), if any; which hand it is, is the
-    models' to say. Without a segmenter the models alone must be sure enough to give seeds: their square."""
+def fused(prior: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """`prior` (F,5,H,W) of the models times the segmenter's probabilities (F,5,h,w); which hand it is, is the
+    models' to say."""
     h, w = prior.shape[2:]
     out = np.empty_like(prior)
-    if probabilities is None:
-        for i, known in enumerate(prior):
-            square = known.astype(np.float32) ** 2
-            square[4] /= 2  # an arm is rarer than background
-            out[i] = square / square.sum(0)
-        return out
     for i, (known, p) in enumerate(zip(prior, probabilities, strict=True)):
         p = np.stack([cv2.resize(q.astype(np.float32), (w, h), interpolation=cv2.INTER_LINEAR) for q in p]) + 1e-2
         known = known.astype(np.float32)
@@ -101,6 +96,15 @@ def fused(prior: np.ndarray, probabilities: np.ndarray | None) -> np.ndarray:
     return out
 
 
+def of_masks(sequence: Sequence) -> np.ndarray:
+    """(F,5,H,W) float16 probabilities that the masks there are stand for, where no segmenter was asked."""
+    names = ("right", "left", "object", "other")
+    none = np.zeros(sequence.frames.shape[:3], bool)
+    masks = np.stack([sequence.masks.get(k, none) for k in names], 1)
+    masks = np.concatenate([~masks.any(1, keepdims=True), masks], 1)
+    return np.where(masks, 1.0, (1 - BELIEVED) / 4 / BELIEVED).astype(np.float16) * np.float16(BELIEVED)
+
+
 def relabel(
     sequence: Sequence,
     hands: dict[str, tuple[np.ndarray, np.ndarray]],
@@ -112,7 +116,8 @@ def relabel(
 ) -> Sequence:
     """`sequence` with its masks made anew by `masks.segment`, helped by `model_prior`; see there for the arguments.
 
-    probabilities: the segmenter's (F,5,h,w), as `prepare` keeps them, or None. Deterministic for a seed.
+    probabilities: the segmenter's (F,5,h,w), as `prepare` keeps them; None: the masks of `sequence` stand
+    in for them. Deterministic for a seed.
     """
     from .masks import WORK_SIDE, segment
 
@@ -122,7 +127,8 @@ def relabel(
     size = (round(width * scale), round(height * scale))
     K = np.diag([size[0] / width, size[1] / height, 1.0]) @ sequence.K
     say(0.0, "where the models are")
-    prior = fused(model_prior(size, K, hands, mesh, cam_from_object), probabilities)
+    seen = of_masks(sequence) if probabilities is None else probabilities
+    prior = fused(model_prior(size, K, hands, mesh, cam_from_object), seen)
     return segment(sequence, lambda part, what: say(0.2 + 0.8 * part, what), seed, prior, sides_known=True)
 
 
