@@ -24,13 +24,12 @@ from ..shapes.texture import fair_hidden, observe
 from ..tracking import rungs
 from ..tracking.bootstrap import bootstrap, silhouette_iou
 from ..tracking.fiducial import bridge_gaps
-from ..tracking.object import ObjectField, Observations, beside, refine_object
+from ..tracking.object import COARSE, ObjectField, Observations, beside, hiders, refine_object
 from ..tracking.occlusion import HandSolid, hand_depth, object_depth, raw_depth, widened
 from ..tracking.register import register_missing
 from ..tracking.symmetry import Ambiguity, ambiguities, colour_noise
 from .appearance import fit_appearance
 
-COARSE = (Stage(48, 250, (2.5, 1.0), 0.5),)
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
 SURE_HAND = 0.1  # confidence of a frame placed by the hand below which a short gap is rather bridged
 AGREES = 0.5  # of the placed frames' silhouette IoU, for a pose from the hand to be believed
@@ -82,9 +81,7 @@ def fit_rigid(
         )
     hands = {s: posed_hand(s, h) for s, h in tracked.items()}
     raw = raw_depth(sequence, hands)
-    hidden = np.any(
-        [masks[k] for k in ("right", "left", "other") if k in masks] or [np.zeros_like(masks["object"])], axis=0
-    )
+    hidden = hiders(masks)
     obs = Observations(sequence.frames, masks["object"], hidden, sequence.K, hand_depth(sequence, raw))
     belief = sequence.mask_confidence.get("object", np.ones(len(sequence)))
     confidence, reason = tracks.confidence.copy(), np.asarray(tracks.reason, dtype="<U24").copy()

@@ -173,7 +173,13 @@ def refine_object(
     return ObjectField(fit.grid, poses, error, fit.light, center, radius)
 
 
-FIRST = (Stage(48, 250, (2.5, 1.0), 0.5),)
+COARSE = (Stage(48, 250, (2.5, 1.0), 0.5),)  # a first surface
+
+
+def hiders(masks: dict[str, np.ndarray]) -> np.ndarray:
+    """(F,H,W) bool: pixels of what may hide the object: hands, and what else moves."""
+    given = [masks[k] for k in ("right", "left", "other") if k in masks]
+    return np.any(given or [np.zeros_like(masks["object"])], axis=0)
 
 
 def first_surface(
@@ -186,12 +192,10 @@ def first_surface(
     """Where the object roughly is, from masks that may be wrong in single frames: what hands are is not asked, for a
     hand that is off, or print taken for one, would eat the object. cam_from_object (F,4,4), NaN where unknown.
     """
-    masks = sequence.masks
-    hidden = [masks[k] for k in ("right", "left", "other") if k in masks] or [np.zeros_like(masks["object"])]
-    obs = Observations(sequence.frames, masks["object"], np.any(hidden, axis=0), sequence.K)
+    obs = Observations(sequence.frames, sequence.masks["object"], hiders(sequence.masks), sequence.K)
     weight = np.clip(confidence * sequence.mask_confidence["object"], 0.02, 1)
     config = SdfFitConfig(pose_lr=0.0, hidden=0.05, seed=seed)
-    field = refine_object(obs, cam_from_object, weight, FIRST, config, progress=progress)
+    field = refine_object(obs, cam_from_object, weight, COARSE, config, progress=progress)
     return surface(field.grid)[0]
 
 
