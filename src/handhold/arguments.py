@@ -13,10 +13,13 @@ from .config import (
     PRESETS,
     STAGES,
     BadConfig,
+    BigsConfig,
     Config,
     EvaluateConfig,
     ExportConfig,
     FitConfig,
+    HoldConfig,
+    Method,
     PrepareConfig,
     TrackConfig,
     preset,
@@ -24,7 +27,7 @@ from .config import (
 )
 
 Bare = tyro.conf.arg(name="")  # a table whose settings are given without its name: --stride, not --prepare.stride
-Method = Literal["rigid"]
+SETTINGS = ("prepare", "track", "fit", "evaluate", "export", "bigs", "hold", "method", "seed", "device")
 COMMANDS = ("run", *STAGES, "demo", "synth", "train", "convert", "assets", "doctor")
 
 
@@ -49,17 +52,18 @@ class _Settings:
     fit: FitConfig = FitConfig()
     evaluate: Annotated[EvaluateConfig, Bare] = EvaluateConfig()
     export: ExportConfig = ExportConfig()
+    bigs: BigsConfig = BigsConfig()
+    hold: HoldConfig = HoldConfig()
     method: Method = "rigid"
-    """What the scene is made of: `rigid` is skinned hands and one rigid object."""
+    """What the scene is made of and fitted with: `rigid` is an SDF grid with Gaussians on it, `bigs` Gaussians of hands
+    and object (BIGS), `hold` neural signed-distance fields of hands and object (HOLD)."""
     seed: int = 0
     """Seed of every random choice; the same seed, video and settings give the same numbers."""
     device: str = "cpu"
     """Torch device, e.g. cpu or cuda:0."""
 
     def settings(self) -> Config:
-        return Config(
-            self.prepare, self.track, self.fit, self.evaluate, self.export, self.method, self.seed, self.device
-        )
+        return Config(**{f: getattr(self, f) for f in SETTINGS})
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ class DoctorArgs:
 def parser_inputs(base: Config | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Subcommand names -> argument classes, and names -> defaults taken from a configuration."""
     c = base if base is not None else Config()
-    settings = {f: getattr(c, f) for f in ("prepare", "track", "fit", "evaluate", "export", "method", "seed", "device")}
+    settings = {f: getattr(c, f) for f in SETTINGS}
     kinds = {"run": RunArgs, **dict.fromkeys(STAGES, StageArgs), "demo": DemoArgs}
     kinds |= {"synth": SynthArgs, "train": TrainArgs, "convert": ConvertArgs}
     kinds |= {"assets": AssetsArgs, "doctor": DoctorArgs}

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .errors import HandholdError
+from .errors import BadConfig, require
 from .files import write_atomically
+from .methods.settings import BigsConfig, HoldConfig
 
 STAGES = ("prepare", "track", "fit", "evaluate", "export")
+Method = Literal["rigid", "bigs", "hold"]
 TrackingStep = Literal[
     "hand-pixels",  # structure from motion with the hand's pixels as well
     "loops",  # loops closed, and far sub-models joined, by descriptors
@@ -35,12 +37,6 @@ TrackingStep = Literal[
     "fiducial",  # the object's pose from the hand that holds it, and structure from motion not believed against it
     "second-masks",  # masks made anew with what tracking knows
 ]
-
-
-class BadConfig(HandholdError):
-    """A setting is unknown or has a value that cannot be; the command line exits 2."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -75,10 +71,10 @@ class PrepareConfig:
     swapped the contrary."""
 
     def __post_init__(self) -> None:
-        _require(self.stride >= 1, "stride must be 1 or more")
-        _require(self.max_side == 0 or self.max_side >= 64, "max_side must be 0 (keep the size) or at least 64")
-        _require(self.start is None or self.start >= 0, "start must not be negative")
-        _require(self.end is None or self.end > (self.start or 0), "end must be later than start")
+        require(self.stride >= 1, "stride must be 1 or more")
+        require(self.max_side == 0 or self.max_side >= 64, "max_side must be 0 (keep the size) or at least 64")
+        require(self.start is None or self.start >= 0, "start must not be negative")
+        require(self.end is None or self.end > (self.start or 0), "end must be later than start")
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class TrackConfig:
     def __post_init__(self) -> None:
         known = typing.get_args(TrackingStep)
         wrong = [name for name in self.without if name not in known]
-        _require(not wrong, f"track.without has {wrong[:1]}; there are {', '.join(known)}")
+        require(not wrong, f"track.without has {wrong[:1]}; there are {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ class FitConfig:
     """Fit Gaussians (object_splat.ply) after the surface."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.pose_lr <= 0.02, "fit.pose_lr must be between 0 and 0.02")
+        require(0 <= self.pose_lr <= 0.02, "fit.pose_lr must be between 0 and 0.02")
 
 
 @dataclass(frozen=True)
@@ -132,16 +128,19 @@ class Config:
     fit: FitConfig = field(default_factory=FitConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
-    method: Literal["rigid"] = "rigid"
-    """What the scene is made of: `rigid` is skinned hands and one rigid object."""
+    bigs: BigsConfig = field(default_factory=BigsConfig)
+    hold: HoldConfig = field(default_factory=HoldConfig)
+    method: Method = "rigid"
+    """What the scene is made of and fitted with: `rigid` is an SDF grid with Gaussians on it, `bigs` Gaussians of hands
+    and object (BIGS), `hold` neural signed-distance fields of hands and object (HOLD)."""
     seed: int = 0
     """Seed of every random choice; the same seed, video and settings give the same numbers."""
     device: str = "cpu"
     """Torch device, e.g. cpu or cuda:0."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**32, "seed must be between 0 and 4294967295")
-        _require(bool(self.device.strip()), "device must be named, e.g. cpu")
+        require(0 <= self.seed < 2**32, "seed must be between 0 and 4294967295")
+        require(bool(self.device.strip()), "device must be named, e.g. cpu")
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -214,11 +213,6 @@ def toml_text(config: Any) -> str:
 def absolute(config: Config) -> Config:
     """The same configuration with absolute paths, so that a run can be resumed from any folder."""
     return _map_paths(config, None, lambda p: p.expanduser().absolute())
-
-
-def _require(ok: bool, message: str) -> None:
-    if not ok:
-        raise BadConfig(f"Bad setting: {message}.")
 
 
 def _build(base: T, values: dict[str, Any], prefix: str) -> T:

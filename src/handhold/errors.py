@@ -19,3 +19,15 @@ class MissingAsset(HandholdError):
 
 class StageFailed(HandholdError):
     """A stage found nothing to work with (no hand, no object, nothing registers)."""
+
+
+class BadConfig(HandholdError):
+    """A setting is unknown or has a value that cannot be; the command line exits 2."""
+
+    exit_code = 2
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise `BadConfig` with the message unless `ok`."""
+    if not ok:
+        raise BadConfig(f"Bad setting: {message}.")

@@ -66,12 +66,12 @@ class Stage:
 
 STAGES: tuple[Stage, ...] = (
     Stage("prepare", "handhold.stages.prepare:prepare", ("1_prepare",), ("prepare", "seed", "device")),
-    Stage("track", "handhold.stages.track:track", ("2_track",), ("track", "method", "seed", "device")),
+    Stage("track", "handhold.stages.track:track", ("2_track",), ("track", "seed", "device")),
     Stage(
         "fit",
         "handhold.stages.fit:fit",
         ("3_fit", "scene.npz"),
-        ("fit", "track.without", "method", "seed", "device"),
+        ("fit", "bigs", "hold", "track.without", "method", "seed", "device"),
         resumable=True,
     ),
     Stage("evaluate", "handhold.stages.evaluate:evaluate", ("metrics.json",), ("evaluate",)),

@@ -6,6 +6,7 @@ import functools
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,11 @@ class Gaussians:
         """All float tensors moved or cast as by `Tensor.to`; ids follow the device and keep their type."""
         floats = {k: getattr(self, k).to(*args, **kw) for k in ("means", "quats", "scales", "opacities", "colors")}
         return Gaussians(**floats, ids=self.ids.to(floats["means"].device))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All but the ids, as arrays."""
+        names = ("means", "quats", "scales", "opacities", "colors")
+        return {k: getattr(self, k).detach().cpu().numpy() for k in names}
 
     def covariance(self) -> Tensor:
         """(N,3,3) R S S^T R^T, square metres."""

@@ -10,6 +10,7 @@ from ..export.glb import HandRig, hand_rig, write_glb
 from ..export.meshes import write_ply
 from ..export.splats import write_splats
 from ..hand import HandModel
+from ..methods.base import OBJECT_SPLATS
 from ..progress import Progress
 from ..runs import Run
 from ..scene import SIDES, Scene, Skinned, load_npz
@@ -19,7 +20,7 @@ from .evaluate import load_metrics
 from .prepare import load_prepared
 from .track import with_masks_anew
 
-SPLATS = "object_gaussians.npz"  # in 3_fit/, by the fit stage: the arguments of `write_splats`
+SPLATS = f"{OBJECT_SPLATS}.npz"  # in 3_fit/, by the fit stage: the arguments of `write_splats`
 
 
 def export(run: Run, config: Config, report: Progress) -> None:

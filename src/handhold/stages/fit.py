@@ -10,6 +10,7 @@ import torch
 from ..config import Config
 from ..errors import StageFailed
 from ..hand import HandModel
+from ..methods.base import Fitted
 from ..progress import Progress
 from ..runs import Run
 from ..scene import Body, Mesh, Rigid, Scene, Sequence, Skinned, save_npz
@@ -22,7 +23,6 @@ MIN_CONFIDENCE = 0.08  # an object frame below this is not shown as found
 
 def fit(run: Run, config: Config, report: Progress) -> None:
     """Fit the object's surface (SDF grid), both bodies' Gaussians, and the poses; write the scene."""
-    from ..methods.rigid import fit_rigid
     from ..tracking.camera import in_world
 
     if config.device != "cpu":
@@ -30,31 +30,33 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     sequence, tracks = load_tracked(run)
     if not tracks.hands and not np.isfinite(tracks.cam_from_object[:, 0, 0]).any():
         raise StageFailed("Neither a hand nor the object could be tracked; there is nothing to fit.")
-    result = fit_rigid(
+    result = METHODS[config.method](sequence, tracks, config, partial(_part, report, 0.0, 0.95))
+    for note in result.notes:
+        report.note(note)
+    for doubt in result.doubts:
+        report.partial(doubt)
+    for name, arrays in result.arrays.items():
+        save_npz(run.fit_dir / f"{name}.npz", arrays)
+    scene = in_world(build_scene(sequence, tracks, result), tracks.world_from_cam)
+    scene.save(run.scene_path)
+    report(1.0)
+
+
+def _rigid(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitted:
+    from ..methods.rigid import fit_rigid
+
+    return fit_rigid(
         sequence,
         tracks,
         seed=config.seed,
         pose_lr=config.fit.pose_lr,
         appearance=config.fit.appearance,
         registration="registration" not in config.track.without,
-        progress=partial(_part, report, 0.0, 0.95),
+        progress=progress,
     )
-    for note in result.notes:
-        report.note(note)
-    for doubt in result.doubts:
-        report.partial(doubt)
-    if result.gaussians is not None:
-        g = result.gaussians
-        save_npz(
-            run.fit_dir / "object_gaussians.npz",
-            {
-                k: np.asarray(getattr(g, k).detach().cpu().numpy())
-                for k in ("means", "quats", "scales", "opacities", "colors")
-            },
-        )
-    scene = in_world(build_scene(sequence, tracks, result), tracks.world_from_cam)
-    scene.save(run.scene_path)
-    report(1.0)
+
+
+METHODS = {"rigid": _rigid}
 
 
 def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:

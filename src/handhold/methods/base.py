@@ -1,0 +1,41 @@
+"""What every method gives the fit stage, and the hands that all of them pose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..hand import HandModel
+from ..scene import Mesh
+from ..tracking.symmetry import Ambiguity
+
+OBJECT_SPLATS = "object_gaussians"  # name of the arrays that become object_splat.ply
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What the fit stage turns into a scene and the files of `3_fit/`."""
+
+    mesh: Mesh | None  # metres, object frame
+    cam_from_object: np.ndarray  # (F,4,4), NaN where unknown
+    object_confidence: np.ndarray  # (F,)
+    object_reason: np.ndarray  # (F,) str
+    hands: dict  # side -> HandTrack
+    notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)  # why the result is only partial
+    ambiguous: tuple[Ambiguity, ...] = ()  # turns of the object that no picture tells apart
+    arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # name -> what 3_fit/NAME.npz holds
+
+
+def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices (F,V,3) camera frame and faces of a tracked hand, sealed at the wrist."""
+    model = HandModel.open(side, dtype=torch.float64).sealed()
+    posed = model.with_shape(f64(h.betas)).with_pose(f64(h.pose), f64(h.transl))
+    return posed.vertices.numpy(), np.asarray(model.faces)
+
+
+def f64(x) -> torch.Tensor:
+    """A float64 tensor of anything numpy reads."""
+    return torch.as_tensor(np.asarray(x, np.float64))
