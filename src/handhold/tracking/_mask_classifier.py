@@ -76,7 +76,7 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
-def train(x, y, rng, n_background: int, epochs: int = 700, width: int = 40):
+def train(x, y, rng, n_background: int, epochs: int = 350, width: int = 40):
     """A three-layer perceptron on balanced classes; background features are dropped at random so that colour alone
     suffices.
     """
