@@ -179,8 +179,7 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class ConvertArgs:
-    """Make a checkpoint of ours of a public one, HaMeR and WiLoR (.ckpt) or METRO (.bin), running none of the code in
-    it; or of a run folder the build/ folder that HOLD trains on."""
+    """Make a checkpoint of ours of a public one (HaMeR, WiLoR, METRO; its code is not run), or of a run HOLD's build."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """The public checkpoint, or the run folder."""

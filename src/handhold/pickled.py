@@ -239,12 +239,15 @@ def as_array(value: object) -> np.ndarray:
     if isinstance(value, (bool, int, float)):
         return np.asarray(value, np.float64)
     name = value.name if isinstance(value, Inert) else ""
-    if name.endswith("multiarray._reconstruct"):
-        return _array(value)
-    if name.endswith("multiarray.scalar") and len(value.args) == 2:
-        return _numbers((), value.args[0], value.args[1], False)
-    if name.startswith("torch._utils._rebuild_tensor") and len(value.args) >= 4:
-        return _tensor(*value.args[:4])
+    try:
+        if name.endswith("multiarray._reconstruct"):
+            return _array(value)
+        if name.endswith("multiarray.scalar") and len(value.args) == 2:
+            return _numbers((), value.args[0], value.args[1], False)
+        if name.startswith("torch._utils._rebuild_tensor") and len(value.args) >= 4:
+            return _tensor(*value.args[:4])
+    except (IndexError, TypeError, ValueError, OverflowError, struct.error) as e:
+        raise UnusableInput(f"it holds numbers that cannot be read ({type(e).__name__}).") from e
     raise UnusableInput("it holds something else where numbers belong.")
 
 
