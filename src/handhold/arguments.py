@@ -179,7 +179,7 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class ConvertArgs:
-    """Make a checkpoint of ours of a public one (HaMeR, WiLoR, METRO; runs none of its code), or of a run HOLD's build."""
+    """Make our checkpoint of a public one (HaMeR, WiLoR, METRO), running none of its code, or HOLD's build of a run."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
     """The public checkpoint, or the run folder."""
