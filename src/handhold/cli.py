@@ -154,10 +154,26 @@ def _train(command: str, args: TrainArgs, argv: list[str]) -> int:
 
 
 def _convert(command: str, args: ConvertArgs, argv: list[str]) -> int:
+    from .runs import is_run
+
+    if args.kind == "hold-build" or (args.kind == "auto" and is_run(args.source)):
+        return _hold_build(args)
     from .regressors.adapters import convert_checkpoint
 
     made = convert_checkpoint(args.source, args.target, args.kind, args.mano, args.sampling, args.dtype)
     print(json.dumps({"ok": True, "file": str(args.target)} | made) if args.json else args.target)
+    return 0
+
+
+def _hold_build(args: ConvertArgs) -> int:
+    from .runs import open_run
+    from .stages.hold_build import write_hold_build
+
+    notes = write_hold_build(open_run(args.source), args.target, args.mano)
+    if args.json:
+        print(json.dumps({"ok": True, "kind": "hold-build", "folder": str(args.target), "notes": list(notes)}))
+    else:
+        print("\n".join([*(f"note: {note}" for note in notes), str(args.target)]))
     return 0
 
 
@@ -264,7 +280,10 @@ def _fail(message: str, code: int, as_json: bool) -> None:
 
 
 def _default_out(video: Path) -> Path:
-    return Path("runs") / (Path(video).stem or "run")
+    video = Path(video)
+    if video.name == "build" and (video / "data.npy").is_file():  # HOLD's folder: the sequence is the one around it
+        video = video.absolute().parent
+    return Path("runs") / (video.stem or "run")
 
 
 if __name__ == "__main__":
