@@ -1,8 +1,8 @@
 """Where frames of the video are missing, look-alike places can be matched over the gap.
 
 The object then seems to halt, every link over the gap agrees with every other, and all that follows is turned by what
-is missing. Turning does not stop for a gap: a model that turns otherwise over one than before and after it is cut
-there.
+is missing. Turning does not stop for a gap: a model that turns otherwise over one than before and after it is turned on
+by as much, and its tracks end there. Loops that close over the gap confirm it.
 """
 
 from __future__ import annotations
@@ -19,34 +19,41 @@ LEAST = np.radians(12.0)  # of difference
 PART = 0.5  # of the expected turn, likewise
 
 
-def false_bridges(poses: np.ndarray, times: np.ndarray) -> list[int]:
-    """Last frames before gaps in time over which the model (F,4,4), NaN where unknown, turns otherwise than about
-    them."""
+def false_bridges(poses: np.ndarray, times: np.ndarray) -> dict[int, np.ndarray]:
+    """Gaps in time over which the model (F,4,4), NaN where unknown, turns otherwise than about them: the last frame
+    before it -> the (3,3) turn over it, camera frame, that would go on evenly."""
     step = np.diff(times)
-    here, out = is_registered(poses), []
+    here, out = is_registered(poses), {}
     for a in np.flatnonzero(step > GAP * np.median(step)) if len(step) else ():
         if a < 2 or a + 3 >= len(times) or not here[a - 2 : a + 4].all():
             continue
         before, after, over = (_turn(poses, i, j) for i, j in ((a - 2, a), (a + 1, a + 3), (a, a + 1)))
         rate = 0.5 * (before / (times[a] - times[a - 2]) + after / (times[a + 3] - times[a + 1]))
-        expected = rate * step[a]
-        apart = (Rotation.from_rotvec(expected) * Rotation.from_rotvec(over).inv()).magnitude()
-        if apart > max(LEAST, PART * np.linalg.norm(expected)):
-            out.append(int(a))
+        expected = Rotation.from_rotvec(rate * step[a])
+        apart = (expected * Rotation.from_rotvec(over).inv()).magnitude()
+        if apart > max(LEAST, PART * expected.magnitude()):
+            out[int(a)] = expected.as_matrix()
     return out
 
 
-def cut_models(models: np.ndarray, at: list[int]) -> np.ndarray:
-    """Models (M,F,4,4) as pieces that do not go on over the gaps after the frames `at`."""
-    edges = [0, *(a + 1 for a in sorted(at)), models.shape[1]]
-    pieces = []
-    for m in models:
-        for a, b in zip(edges, edges[1:], strict=False):
-            piece = np.full_like(m, np.nan)
-            piece[a:b] = m[a:b]
-            if is_registered(piece).sum() > 1:
-                pieces.append(piece)
-    return np.stack(pieces) if pieces else models[:0]
+def turn_on(poses: np.ndarray, bridges: dict[int, np.ndarray], middle: np.ndarray) -> np.ndarray:
+    """The model (F,4,4) with the object turned about its `middle` (3,) from each gap on, so that it turns evenly."""
+    out = poses.copy()
+    for a, turn in bridges.items():
+        if not is_registered(out)[[a, a + 1]].all():
+            continue
+        S = np.eye(4)
+        S[:3, :3] = out[a + 1, :3, :3].T @ turn @ out[a, :3, :3]
+        S[:3, 3] = middle - S[:3, :3] @ middle
+        out[a + 1 :] = out[a + 1 :] @ S
+    return out
+
+
+def confirmed(t: Tracks, fits: np.ndarray, a: int, least: int = 8) -> bool:
+    """Whether points that fit, `fits` (N,) bool of the observations, are seen on both sides of the gap after frame
+    `a`."""
+    before, after = t.track[fits & (t.frame <= a)], t.track[fits & (t.frame > a)]
+    return len(np.intersect1d(before, after)) >= least
 
 
 def cut_tracks(t: Tracks, at: list[int]) -> Tracks:

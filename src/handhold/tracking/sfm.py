@@ -31,6 +31,7 @@ from ._sfm_flow import UPSAMPLE, flow_tracks, pair_flow
 MIN_PIXELS = 60
 MIN_MATCHES = 10
 OVERLAP = 6  # frames
+ASSUMED = 0.4  # of the confidence that is left where an even motion over missing frames is assumed
 NAMES = {"object": "the object", "both": "the object and the hand"}
 
 
@@ -132,8 +133,7 @@ def structure_from_motion(
     if not loops:  # no observation has a descriptor
         z |= {k: v[:0] for k, v in z.items() if k.endswith(("_described", "_descriptor"))}
     regions = [name for name in regions if f"{name}_poses" in z]  # the second is not tried when the first is complete
-    models = [m for name in regions for m in z[f"{name}_poses"]]
-    cuts = [] if times is None else sorted({a for m in models for a in gaps.false_bridges(m, np.asarray(times))})
+    cuts = _turned_on(z, regions, count, K, times) if times is not None else []
     made = {}
     for k, name in enumerate(regions):
         tell(0.7 + 0.3 * k / len(regions), f"joining sub-models ({name})")
@@ -148,8 +148,21 @@ def structure_from_motion(
     tell(1.0, "poses done")
     result = made[chosen]
     notes = [f"features from: {NAMES[chosen]}", *result.notes]
-    notes += [f"not believed over the missing frames after frame {a}: the object would halt there" for a in cuts]
+    notes += [f"the object would halt at the missing frames after frame {a}: taken to turn on evenly" for a in cuts]
     return replace(result, notes=tuple(notes))
+
+
+def _turned_on(z: dict, regions: list[str], count: int, K: np.ndarray, times: np.ndarray) -> list[int]:
+    """Mends in place the models of `z` that halt at missing frames; the last frames before those."""
+    cuts: set[int] = set()
+    for name in regions:
+        for m in z[f"{name}_poses"]:
+            bridges = gaps.false_bridges(m, np.asarray(times))
+            if bridges:
+                X = bundle.triangulate(m, _tracks(z, name, K, count))[0]
+                m[:] = gaps.turn_on(m, bridges, np.nanmedian(X, axis=0))
+            cuts |= set(bridges)
+    return sorted(cuts)
 
 
 def _agreeing(r: SfmResult) -> int:
@@ -171,7 +184,7 @@ def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int, cuts: list[int]) ->
         return r
     t = gaps.cut_tracks(_tracks(z, "both", K, len(r.registered)), cuts)
     essentials: dict = {}
-    pieces = [p for m in gaps.cut_models(z["both_poses"], cuts) for p in refine.split(m, t, essentials)]
+    pieces = [p for m in z["both_poses"] for p in refine.split(m, t, essentials)]
     poses, reason = refine.grow(r.cam_from_object, pieces, t, r.reason, seed, keep=True)
     new = bundle.is_registered(poses) & ~r.registered
     trust = np.zeros(len(new))
@@ -239,13 +252,13 @@ def _solve(
     z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int, merging: bool, cuts: list[int]
 ) -> SfmResult:
     """From the mapper's models of one region to one result."""
-    count, models, xy = len(frames), gaps.cut_models(z[f"{name}_poses"], cuts), z[f"{name}_xy"]
+    count, models, xy = len(frames), z[f"{name}_poses"], z[f"{name}_xy"]
     fragments = tuple(tuple(int(i) for i in np.flatnonzero(bundle.is_registered(m))) for m in models)
     if not len(models) or not len(xy):
         return nothing(count, "no two frames share enough features", fragments)
     try:
         poses, trust, reason, t, notes = refine.assemble(
-            models, gaps.cut_tracks(_tracks(z, name, K, count), cuts), seed, merging
+            models, gaps.cut_tracks(_tracks(z, name, K, count), cuts), seed, merging, cuts
         )
     except np.linalg.LinAlgError:
         return nothing(count, "the sub-models are degenerate: too little depth or turning", fragments)
@@ -267,6 +280,10 @@ def _solve(
         .astype(np.uint8)
     )
     confidence = np.where(registered, trust * inliers / (inliers + 20.0), 0).astype(np.float32)
+    for a in cuts:
+        if not gaps.confirmed(t, fit, a):
+            late = np.arange(count) > a
+            confidence[late if registered[late].sum() < registered[~late].sum() else ~late] *= ASSUMED
     return SfmResult(
         poses,
         registered,
