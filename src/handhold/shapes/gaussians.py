@@ -34,6 +34,11 @@ class Gaussians:
     def with_values(self, **kw) -> Gaussians:
         return replace(self, **kw)
 
+    def chosen(self, which: Tensor) -> Gaussians:
+        """Those at indices, or where a (N,) mask is True."""
+        names = ("means", "quats", "scales", "opacities", "colors", "ids")
+        return Gaussians(**{k: getattr(self, k)[which] for k in names})
+
     def to(self, *args, **kw) -> Gaussians:
         """All float tensors moved or cast as by `Tensor.to`; ids follow the device and keep their type."""
         floats = {k: getattr(self, k).to(*args, **kw) for k in ("means", "quats", "scales", "opacities", "colors")}
