@@ -171,7 +171,8 @@ def draw(
     """One picture. outputs: of `OUTPUTS`, colour is always there; with "depth" and "masks" also of each body alone.
 
     splats: draw Gaussians (True), meshes (False), or what there is (None). Bodies that are not valid are not drawn.
-    A Gaussian picture's depth is where half of the light is stopped, and a mask is where a body stops more than half.
+    In a picture of Gaussians the surface is where half of the light is stopped: depth and masks are those of the
+    Gaussian at which that happens.
     """
     use = has_splats(bodies) if splats is None else splats
     see, part = (_splats, _gaussians) if use else (_meshes, _triangles)
@@ -213,23 +214,21 @@ def _splats(
     g = concatenate([p.with_values(ids=torch.full((len(p),), k)) for k, p in enumerate(parts.values())])
     degree = None if g.colors.ndim == 2 else round(g.colors.shape[1] ** 0.5) - 1
     view, K = _cam_from_world(camera), _f32(camera.K)
-    ids = {"ids": g.ids, "n_ids": len(parts)} if "masks" in outputs else {}
     r = splat(
         *(g.means, g.quats, g.scales, g.opacities, g.colors, view[None], K[None], w, h),
         sh_degree=degree,
         backgrounds=torch.tensor([background], dtype=torch.float32) / 255,
         normals="normals" in outputs,
-        **ids,
     )
-    solid = r.alpha[0] > 0.5
+    solid = r.median[0] >= 0
     masks, depth, normals = {}, None, None
-    if ids:
-        best = torch.where(solid[..., 0], r.ids[0].argmax(-1), -1)
-        masks = {n: (best == k).numpy() for k, n in enumerate(parts)}
+    if "masks" in outputs:
+        body = torch.where(solid, g.ids[r.median[0].clamp(min=0).long()], -1)
+        masks = {n: (body == k).numpy() for k, n in enumerate(parts)}
     if "depth" in outputs:
-        depth = (r.median_depth[0] * solid)[..., 0].numpy()
+        depth = r.median_depth[0, ..., 0].numpy()
     if "normals" in outputs:
-        normals = (F.normalize(r.normals[0] @ view[:3, :3].T, dim=-1) * solid).numpy()
+        normals = (F.normalize(r.normals[0] @ view[:3, :3].T, dim=-1) * solid[..., None]).numpy()
     return Picture(_u8(r.color[0]), r.alpha[0, ..., 0].numpy(), depth, masks, normals)
 
 
