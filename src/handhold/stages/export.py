@@ -39,7 +39,7 @@ def export(run: Run, config: Config, report: Progress) -> None:
             write_ply(run.root / f"{side}.ply", rest, f"{side} hand at rest")
         write_glb(run.root / "scene.glb", scene, rigs)
     else:
-        report.note("scene.glb and the hands' meshes were not written: the hand model is not the built-in one.")
+        report.note("scene.glb and hand meshes were not written: the hand model is not the built-in one.")
     if config.export.preview:
         report(0.2, "preview.mp4")
         write_preview(run.root / "preview.mp4", sequence, scene)
