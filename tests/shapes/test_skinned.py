@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from handhold.geometry.rigid import rigid, so3_exp
+from handhold.geometry.rigid import matrix_from_quat, rigid, so3_exp
 from handhold.hand import HandModel
-from handhold.shapes.gaussians import Gaussians
+from handhold.shapes.gaussians import Gaussians, axes_of
 from handhold.shapes.skinned import SkinnedGaussians, colors_at, from_arrays
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -98,3 +98,20 @@ def test_colours_of_points_are_those_nearby():
     constant = g.with_values(colors=torch.zeros(400, 4, 3))
     assert np.allclose(colors_at(constant, points), 0.5)
     assert np.allclose(colors_at(g.chosen(torch.zeros(400, dtype=torch.bool)), points), 0.5)
+
+
+def test_axes_of_any_covariance():
+    """Generic, round, flat, needle and empty ones: axes that give the covariance back, scales descending."""
+    n = 200
+    turn = so3_exp(2 * torch.randn(n, 3, generator=torch.Generator().manual_seed(4), dtype=torch.float64))
+    s = torch.rand(n, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    s[:20], s[20:40, 1], s[40:60, 2], s[60:80, 1:], s[80:82] = 0.5, s[20:40, 0], 1e-6, 0, 0
+    s *= 1e-3
+    cov = (turn * s[:, None].square()) @ turn.mT
+    quats, scales = axes_of(cov)
+    axes = matrix_from_quat(quats)
+    assert torch.allclose((axes * scales[:, None].square()) @ axes.mT, cov, rtol=0, atol=1e-19)
+    assert (scales.diff(dim=1) <= 1e-9).all()
+    assert torch.allclose(scales, s.sort(1, descending=True).values, rtol=1e-6, atol=1e-9)
+    again, sizes = axes_of(cov.requires_grad_())
+    assert torch.allclose(again, quats, atol=1e-12) and torch.equal(sizes, scales)
