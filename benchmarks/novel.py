@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 import handhold
 from handhold.files import write_atomically
@@ -33,6 +32,8 @@ BAR = 15.0  # pictures per second at 480x360 on two cores (Gaussians, colour)
 
 def measure(root: Path, size: tuple[int, int], passes: int, pictures: int) -> dict[str, Any]:
     """One run: Gaussians by body, and figures by engine, outputs and threads."""
+    import torch  # after handhold, which has OpenMP's idle threads sleep
+
     scene = Scene.load(root / "scene.npz")
     splats = fitted_splats(root / "3_fit", scene.bodies)
     bodies, cameras = actors(scene, splats), input_cameras(scene, size)
