@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from .config import (
     HoldConfig,
     Method,
     PrepareConfig,
+    RenderConfig,
     TrackConfig,
     preset,
     read_toml,
@@ -28,7 +29,7 @@ from .config import (
 
 Bare = tyro.conf.arg(name="")  # a table whose settings are given without its name: --stride, not --prepare.stride
 SETTINGS = ("prepare", "track", "fit", "evaluate", "export", "bigs", "hold", "method", "seed", "device")
-COMMANDS = ("run", *STAGES, "demo", "synth", "train", "convert", "assets", "doctor")
+COMMANDS = ("run", *STAGES, "demo", "render", "synth", "train", "convert", "assets", "doctor")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,21 @@ class DemoArgs(_Settings, _Common):
 
     out: Path = Path("runs/demo")
     """Run folder."""
+
+
+@dataclass(frozen=True)
+class RenderArgs(RenderConfig):
+    """Draw a finished run from other cameras, with hands in other poses or without a body; on the CPU."""
+
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = tyro.MISSING
+    """Run folder whose `fit` is done."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    json: bool = False
+    """Print one JSON object with the result on stdout, and nothing else there."""
+
+    def order(self) -> RenderConfig:
+        return RenderConfig(**{f.name: getattr(self, f.name) for f in fields(RenderConfig)})
 
 
 @dataclass(frozen=True)
@@ -222,7 +238,7 @@ def parser_inputs(base: Config | None = None) -> tuple[dict[str, Any], dict[str,
     """Subcommand names -> argument classes, and names -> defaults taken from a configuration."""
     c = base if base is not None else Config()
     settings = {f: getattr(c, f) for f in SETTINGS}
-    kinds = {"run": RunArgs, **dict.fromkeys(STAGES, StageArgs), "demo": DemoArgs}
+    kinds = {"run": RunArgs, **dict.fromkeys(STAGES, StageArgs), "demo": DemoArgs, "render": RenderArgs}
     kinds |= {"synth": SynthArgs, "train": TrainArgs, "convert": ConvertArgs}
     kinds |= {"assets": AssetsArgs, "doctor": DoctorArgs}
     defaults = {name: kind(**settings) if issubclass(kind, _Settings) else kind() for name, kind in kinds.items()}

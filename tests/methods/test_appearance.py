@@ -10,7 +10,8 @@ import torch
 
 from handhold.geometry.meshes import sample_surface
 from handhold.geometry.rigid import geodesic, matrix_from_quat, mean_rotation, so3_exp
-from handhold.methods.appearance import fit_appearance, lit, pose_hand
+from handhold.methods.appearance import fit_appearance, lit
+from handhold.methods.bound import pose_hand
 from handhold.render import splat
 from handhold.scene import Mesh, Sequence
 

@@ -27,6 +27,7 @@ from ..render import Splatted, splat
 from ..scene import Mesh, Sequence
 from ..shapes.gaussians import Gaussians, concatenate
 from ..shapes.sdf_fit import shading
+from .bound import HandGaussians, on_triangles
 from .crops import View, crops, median_color
 
 OBJECT = 0  # body id; hands follow in the order of `hands`
@@ -35,21 +36,6 @@ _OPACITY = 0.95  # at the start, as a logit:
 _LOGIT = float(np.log(_OPACITY / (1 - _OPACITY)))
 _SIZE = float(np.log(0.6))  # log of a disc's standard deviation over the spacing, at the start
 _WARM = 0.35  # share of the iterations before poses move: they are better than the first colours
-
-
-@dataclass(frozen=True)
-class HandGaussians:
-    """Gaussians bound to a mesh's triangles: they follow wherever the mesh is posed. Lengths in metres."""
-
-    faces: np.ndarray  # (T,3) of the mesh they are bound to
-    face: Tensor  # (N,) int64 triangle of each
-    bary: Tensor  # (N,3) barycentric weights of the foot point
-    offsets: Tensor  # (N,3) from the foot point, in the triangle's frame (x along its first edge, z its normal)
-    quats: Tensor  # (N,4) wxyz, in the triangle's frame
-    scales: Tensor  # (N,3) standard deviations
-    opacities: Tensor  # (N,)
-    colors: Tensor  # (N,3) in [0,1]
-    id: int
 
 
 @dataclass(frozen=True)
@@ -64,15 +50,6 @@ class Appearance:
     psnr: float  # dB, pixels labelled object or hand, frames held out of the colours
     psnr_object: float  # dB, the object's pixels alone
     iou: float  # object's visible mask against its label, all frames
-
-
-def pose_hand(g: HandGaussians, vertices: Tensor | np.ndarray) -> Gaussians:
-    """The hand's Gaussians where the mesh's `vertices` (V,3) are, in their frame."""
-    v = torch.as_tensor(np.asarray(vertices), dtype=torch.float32)
-    foot, rot, quat = _on_triangles(v, g.faces, g.face, g.bary)
-    means = foot + (rot @ g.offsets[..., None])[..., 0]
-    ids = torch.full((len(foot),), g.id, dtype=torch.int64)
-    return Gaussians(means, quat_multiply(quat, g.quats), g.scales, g.opacities, g.colors, ids)
 
 
 def lit(g: Gaussians, light: Tensor, gain: Tensor | np.ndarray) -> Gaussians:
@@ -212,7 +189,7 @@ class _HandSurfels(_Surfels):
         super().__init__(skin.expand(count, 3), float(area(rest, f) / count) ** 0.5)
         self.faces = np.asarray(faces)
         self.face, self.bary, _ = _even_samples(rest, f, count, generator)
-        self.base = {i: _on_triangles(v[i], self.faces, self.face, self.bary) for i in known}
+        self.base = {i: on_triangles(v[i], self.faces, self.face, self.bary) for i in known}
 
 
 class _Poses:
@@ -314,15 +291,6 @@ def _normals(quats: Tensor) -> Tensor:
     return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], -1)
 
 
-def _on_triangles(v: Tensor, faces: np.ndarray, face: Tensor, bary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Foot points (N,3), frames (N,3,3) and their quaternions (N,4): x along the first edge, z the normal."""
-    corner = v[torch.from_numpy(faces).long()[face]]
-    x = F.normalize(corner[:, 1] - corner[:, 0], dim=-1)
-    z = F.normalize(torch.linalg.cross(x, corner[:, 2] - corner[:, 0]), dim=-1)
-    rot = torch.stack([x, torch.linalg.cross(z, x), z], -1)
-    return (corner * bary[..., None]).sum(1), rot, quat_from_matrix(rot)
-
-
 # --- rendering
 
 
@@ -386,8 +354,10 @@ def _finish(views: list[View], m: _Model, n: int) -> Appearance:
     error = {"all": [0.0, 0], "object": [0.0, 0]}
     inter = union = 0.0
     factor = []
+    shown = {side: torch.zeros(2, len(g.color)) for side, g in m.gloves.items()}
     for v in views:
         out = _render(v, m, torch.from_numpy(log_gain[v.frame]).float(), learn=False, move=False)
+        _count_shown(v, out, m, shown)
         if v.has_object:
             drawn, want, known = out.ids[0, ..., OBJECT] > 0.5, v.target > 0.5, v.known > 0
             inter += float((drawn & want & known).sum())
@@ -412,9 +382,26 @@ def _finish(views: list[View], m: _Model, n: int) -> Appearance:
     colors = torch.where(body.observed, colors, body.start.sigmoid())
     found = Gaussians(*body.placed(offset, spin), scales, opacities, colors, torch.full((len(colors),), OBJECT))
     hands = {
-        side: HandGaussians(g.faces, g.face, g.bary, *plain(*g.local()), OBJECT + 1 + k)
+        side: HandGaussians(g.faces, g.face, g.bary, *plain(*g.local()), OBJECT + 1 + k, _is_seen(*shown[side]))
         for k, (side, g) in enumerate(m.gloves.items())
     }
     gain = np.exp(log_gain) / mean.numpy()
     poses = m.poses.result(n)
     return Appearance(found, hands, poses, m.light.detach(), gain, psnr["all"], psnr["object"], inter / max(union, 1.0))
+
+
+def _count_shown(v: View, out: Splatted, m: _Model, shown: dict[str, Tensor]) -> None:
+    """Add to (2,N) of each hand in how many pixels a Gaussian is what is seen: of its label, and of any."""
+    first = len(m.body.color) if v.has_object else 0
+    for k, (side, g) in enumerate(m.gloves.items()):
+        if v.frame in g.base:
+            which = out.median[0].long() - first
+            on = (which >= 0) & (which < len(g.color))
+            mine = on & (v.label[..., OBJECT + 1 + k] > 0)
+            for row, pixels in zip(shown[side], (mine, on), strict=True):
+                row += torch.bincount(which[pixels], minlength=len(row))
+            first += len(g.color)
+
+
+def _is_seen(mine: Tensor, anywhere: Tensor) -> Tensor:
+    return (mine >= 4) & (mine > 0.7 * anywhere)

@@ -10,17 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from scipy.spatial import cKDTree
 
+from ..hand import HandModel
 from ..kernels.grid import SdfGrid
 from ..scene import Mesh, Sequence
 from ..shapes.sdf import nodes, open_thin, surface
 from ..shapes.sdf_fit import SdfFitConfig, Stage
+from ..shapes.skinned import colors_at
 from ..shapes.texture import fair_hidden, observe
 from ..tracking.object import ObjectField, beside, refine_object
 from ..tracking.symmetry import ambiguities, colour_noise
-from .appearance import fit_appearance
-from .base import OBJECT_SPLATS, Fitted
+from .appearance import Appearance, fit_appearance
+from .base import HAND_SPLATS, OBJECT_SPLATS, Fitted
+from .bound import skinned_hand
 from .placing import enough, place, prune
 
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
@@ -96,6 +100,7 @@ def fit_rigid(
             f"The object does not explain its masks (IoU {look.iou:.2f}): it may not be one rigid object, or none."
         )
     notes.append(f"Gaussians: {look.psnr:.1f} dB on held-out frames' foreground, object mask IoU {look.iou:.2f}")
+    hands, colors = hand_looks(look, start.tracked)
     return Fitted(
         mesh,
         look.cam_from_object,
@@ -105,8 +110,21 @@ def fit_rigid(
         notes,
         doubts,
         same,
-        {OBJECT_SPLATS: look.object.arrays()},
+        {OBJECT_SPLATS: look.object.arrays(), **hands},
+        colors,
     )
+
+
+def hand_looks(look: Appearance, tracked: dict) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The hands' Gaussians at rest, as arrays by file name, and the colours of their meshes' vertices by side."""
+    arrays, colors = {}, {}
+    for side, g in look.hands.items():
+        model = HandModel.open(side)
+        rest = model.sealed().with_shape(torch.as_tensor(tracked[side].betas, dtype=model.dtype)).vertices
+        skinned = skinned_hand(g, rest, model.sealed().weights)
+        arrays[HAND_SPLATS[side]] = skinned.arrays()
+        colors[side] = colors_at(skinned.rest, rest[: len(model.v_template)].numpy())
+    return arrays, colors
 
 
 def no_surface(tracks) -> Fitted:
