@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from ..hand import HandModel
-from ..scene import Mesh
+from ..scene import SIDES, Mesh
 from ..tracking.symmetry import Ambiguity
 
 OBJECT_SPLATS = "object_gaussians"  # name of the arrays that become object_splat.ply
+HAND_SPLATS = {side: f"{side}_gaussians" for side in SIDES}  # of those of a hand, `SkinnedGaussians.arrays`
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Fitted:
     doubts: list[str] = field(default_factory=list)  # why the result is only partial
     ambiguous: tuple[Ambiguity, ...] = ()  # turns of the object that no picture tells apart
     arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # name -> what 3_fit/NAME.npz holds
+    hand_colors: dict[str, np.ndarray] = field(default_factory=dict)  # side -> (V,3) sRGB in [0,1], of the open hand
 
 
 def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:
