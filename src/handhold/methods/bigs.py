@@ -17,14 +17,16 @@ from torch import Tensor
 
 from ..geometry.queries import MeshQueries
 from ..hand import HandModel
+from ..priors.sds import SKIPPED, Guidance
 from ..scene import Mesh, Sequence
 from ..shapes.sdf_fit import SdfFitConfig
 from .base import HAND_SPLATS, OBJECT_SPLATS, Fitted, posed_hand
 from .bigs_contact import Figures, Pairs, attraction, distances, figures, find_pairs, overlap
 from .bigs_decoders import Decoded, Explicit
+from .bigs_density import CAP, Movement, densify
 from .bigs_hands import HandPoses, Template
 from .bigs_losses import color_spread, skinning_drift
-from .bigs_model import Score, Subjects, detached, draw, mean_light, score
+from .bigs_model import Score, Subjects, detached, draw, draw_unseen, mean_light, score
 from .crops import View, crops, median_color
 from .fine import FineSurface, fine_surface
 from .placing import Placing, enough, place
@@ -35,6 +37,8 @@ from .surfels import OBJECT, ObjectBase, ObjectPoses, image_loss
 POSE_LR = 1e-3  # object: radians, and object radii, per step
 TURN_LR, SHIFT_LR = 2e-3, 3e-4  # hands: radians and metres per step
 SURE_SHIFT, SURE_TURN = 0.02, 0.3  # metres and radians off the tracked hand that cost as much as WEIGHTS["tracked"]
+EVERY, GROWTH = 100, 0.7  # steps between changes of the Gaussians' number, and the share of a stage with any
+PRIOR_SIZE = 128  # pixels of the pictures shown to a prior
 WEIGHTS = {
     "tracked": 0.02,  # hands stay near the tracked pose
     "limits": 0.1,  # joints stay within a hand's
@@ -54,13 +58,13 @@ def fit_bigs(
     pose_lr: float = 1e-4,
     device: str = "cpu",
     registration: bool = True,
-    prior=None,
+    prior: Guidance | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> Fitted:
     """Fit one clip from its masks and `stages.track.Tracks`. Deterministic for a seed on one device.
 
     pose_lr: radians per step of the pose refinement with the surface; device: of the Gaussians (the surface's grid stays
-    on the CPU); prior: a `priors.sds.Guidance` for what no frame has seen, None for none.
+    on the CPU); prior: colours what no frame has seen; None leaves it as it is.
     """
     say = progress or (lambda share, what: None)
     part = lambda a, b: lambda share, what, **metrics: say(a + (b - a) * share, what, **metrics)  # noqa: E731
@@ -83,11 +87,14 @@ def fit_bigs(
     ]  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     s = subjects(sequence, start, fine.mesh, poses, views, config, generator, device, seed)
+    s.complete = prior is not None
+    if prior is None and not fine.mesh.observed.all():
+        notes.append(SKIPPED)
 
     # 3. Stage 1: each subject alone.
     alone = min(config.alone * len(views), config.steps)
     optimiser = optimiser_of(s)
-    train(views, s, optimiser, config, alone, generator, None, part(0.25, 0.45))
+    train(views, s, optimiser, config, alone, generator, None, prior, part(0.25, 0.45))
     before = score(views, s)
 
     # 4. Stage 2: together, with the poses.
@@ -95,7 +102,7 @@ def fit_bigs(
     met = {side: t.figures() for side, t in touch.items()}
     if config.stage2:
         both = min(config.together * len(views), max(config.steps - alone, 0))
-        train(views, s, optimiser, config, both, generator, Interaction(fine.field.grid, touch), part(0.45, 1.0))
+        train(views, s, optimiser, config, both, generator, Interaction(fine.field.grid, touch), None, part(0.45, 1.0))
     return finish(sequence, start, fine, views, s, config, before, met, touch, notes)
 
 
@@ -203,11 +210,15 @@ def train(
     steps: int,
     generator: torch.Generator,
     interaction: Interaction | None,
+    prior: Guidance | None,
     say: Callable[[float, str], None],
 ) -> None:
     """One stage, a frame per step: without `interaction` each subject alone and poses fixed, with it all together."""
     together = interaction is not None
     neighbours = near(s.template.canonical) if s.template is not None else None
+    grows = config.densify and config.variant == "plain"
+    movement = Movement.of(len(s.base.points), s.base.points.device)
+    sides = torch.Generator().manual_seed(config.steps)  # of its own: without a prior all else is drawn alike
     order: list[View] = []
     for k in range(steps):
         if not order:
@@ -235,9 +246,21 @@ def train(
             loss = loss + regularisers(s, values, rest, held if s.hands else {}, neighbours, view)
         if together:
             loss = loss + motion(s, view, interaction, config)
+        if prior is not None:
+            loss = loss + prior.loss(*draw_unseen(s, PRIOR_SIZE, sides), sides)
+            prior.advance()
+        means = drawn[0].means if grows and learn else None
+        if means is not None:
+            means.retain_grad()
         opt.zero_grad()
         loss.backward()
+        if means is not None:
+            movement.add(means.detach(), means.grad, float(view.K[0, 0]))
         opt.step()
+        if grows and k % EVERY == EVERY - 1 and k < GROWTH * steps:
+            cap = int(CAP * config.count)
+            s.base, s.start = densify(opt, s.object, s.base, s.start, movement, cap, generator)
+            movement = Movement.of(len(s.base.points), s.base.points.device)
         if k % 25 == 24:
             stage = "together" if together else "each alone"
             say((k + 1) / steps, f"Gaussians {stage}, loss {loss.item():.3f}")

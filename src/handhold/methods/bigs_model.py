@@ -32,6 +32,7 @@ class Subjects:
     light: Tensor  # (9,)
     gains: dict[int, Tensor]  # frame -> (3,) logarithms; of frames that teach colours
     start: Tensor  # (N,3) logits of the object's colours on the mesh
+    complete: bool = False  # a prior colours what no frame has seen
 
     def ids(self) -> dict[str, int]:
         return {side: OBJECT + 1 + k for k, side in enumerate(self.hands)}
@@ -50,6 +51,8 @@ class Subjects:
     def object_values(self) -> Values:
         """Of the object; what no frame has seen keeps the mesh's colour."""
         v = self.object()
+        if self.complete:
+            return v
         free = v.free._replace(color=torch.where(self.base.observed, v.free.color, self.start))
         return Values(free, v.bones)
 
@@ -113,6 +116,28 @@ def draw(
     camera = torch.eye(4, device=colors.device)[None], view.K[None], w, h
     out = splat(g.means, g.quats, g.scales, g.opacities, colors, *camera, ids=g.ids, n_ids=1 + len(s.hands))
     return Drawn(out, means, tuple(drawn))
+
+
+def draw_unseen(s: Subjects, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The object alone from a random side: image (size,size,3) on white, and where no frame has seen it (size,size).
+
+    Only the colours of unseen Gaussians have gradients.
+    """
+    free = s.object().free
+    colors = torch.where(s.base.observed, free.color.detach(), free.color)
+    offset, quats, scales, opacities, colors = Free(*(x.detach() for x in free[:-1]), colors).local(s.base.spacing)
+    x, quats = s.base.placed(offset, quats)
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=generator))[0]
+    turn = (turn * torch.linalg.det(turn).sign()).to(x)
+    camera = torch.eye(4, device=x.device)
+    camera[:3, :3], camera[2, 3] = turn, 5 * s.poses.radius
+    camera[:3, 3] -= turn @ s.poses.center
+    K = x.new_tensor([[2.2 * size, 0, size / 2], [0, 2.2 * size, size / 2], [0, 0, 1]])
+    seen = s.base.observed[:, 0].long()
+    white = torch.ones(1, 3, device=x.device)
+    shape = x, quats, scales, opacities, colors
+    out = splat(*shape, camera[None], K[None], size, size, backgrounds=white, ids=seen, n_ids=2)
+    return out.color[0], (out.ids[0, ..., 0] > 0.5).float()
 
 
 def detached(values: Values | None, rest: dict[str, RestHand]) -> tuple[Values | None, dict[str, RestHand]]:
