@@ -122,8 +122,8 @@ def fill_holes(faces: np.ndarray, n_vertices: int) -> tuple[np.ndarray, list[np.
 def subdivide(faces: np.ndarray, n_vertices: int) -> tuple[np.ndarray, np.ndarray]:
     """Every triangle (T,3) into four by the middles of its edges.
 
-    Returns parents (V',2), of which each new vertex is the middle, and faces (4T,3). The first `n_vertices` vertices are
-    the old ones, their own parents twice, so that any values of vertices carry over: 0.5 (x[p[:, 0]] + x[p[:, 1]]).
+    Returns parents (V',2), of which each new vertex is the middle, and faces (4T,3). The first `n_vertices` vertices
+    are the old ones, their own parents twice, so that any values of vertices carry over: the parents' mean.
     """
     f = np.asarray(faces)
     sides = np.sort(np.concatenate([f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]]]), 1)

@@ -35,7 +35,7 @@ from .settings import BigsConfig
 from .surfels import OBJECT, ObjectBase, ObjectPoses, image_loss
 
 POSE_LR = 1e-3  # object: radians, and object radii, per step
-TURN_LR, SHIFT_LR = 2e-3, 3e-4  # hands: radians and metres per step
+TURN_LR, SHIFT_LR = 6e-3, 1e-3  # hands: radians and metres per step
 SURE_SHIFT, SURE_TURN = 0.02, 0.3  # metres and radians off the tracked hand that cost as much as WEIGHTS["tracked"]
 EVERY, GROWTH = 100, 0.7  # steps between changes of the Gaussians' number, and the share of a stage with any
 PRIOR_SIZE = 128  # pixels of the pictures shown to a prior
@@ -63,8 +63,8 @@ def fit_bigs(
 ) -> Fitted:
     """Fit one clip from its masks and `stages.track.Tracks`. Deterministic for a seed on one device.
 
-    pose_lr: radians per step of the pose refinement with the surface; device: of the Gaussians (the surface's grid stays
-    on the CPU); prior: colours what no frame has seen; None leaves it as it is.
+    pose_lr: radians per step of the pose refinement with the surface; device: of the Gaussians (the surface's grid
+    stays on the CPU); prior: colours what no frame has seen; None leaves it as it is.
     """
     say = progress or (lambda share, what: None)
     part = lambda a, b: lambda share, what, **metrics: say(a + (b - a) * share, what, **metrics)  # noqa: E731
@@ -351,8 +351,8 @@ def finish(
     arrays["bigs_metrics"] = told
     notes.append(
         f"Gaussians: {after.psnr:.1f} dB and SSIM {after.ssim:.3f} on held-out frames' foreground "
-        f"(object {after.psnr_object:.1f} dB, hands {after.psnr_hands:.1f} dB; each subject alone: {before.psnr:.1f} dB), "
-        f"object mask IoU {after.iou:.2f}"
+        f"(object {after.psnr_object:.1f} dB, hands {after.psnr_hands:.1f} dB; "
+        f"each subject alone: {before.psnr:.1f} dB), object mask IoU {after.iou:.2f}"
     )
     for side, f in figures_now.items():
         if f.frames:

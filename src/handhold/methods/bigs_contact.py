@@ -36,10 +36,10 @@ class Pairs:
 def find_pairs(
     hand: np.ndarray, queries: MeshQueries, near: float = NEAR, lasting: int = LASTING, slide: float = SLIDE
 ) -> Pairs:
-    """Persistent contact pairs of a hand's vertices (F,V,3), object frame (NaN where unknown), and the object's surface.
+    """Persistent contact pairs of a hand's vertices (F,V,3), object frame (NaN where unknown), and the object.
 
-    One pair per vertex and run of `lasting` frames or more in which it stays within `near` of the surface and its closest
-    point within `slide` of that point's mean.
+    One pair per vertex and run of `lasting` frames or more in which it stays within `near` of the surface and its
+    closest point within `slide` of that point's median.
     """
     frames, count = hand.shape[:2]
     known = np.isfinite(hand).all((1, 2))
@@ -105,7 +105,7 @@ class Figures:
     contact: float  # share of the frames in which `FEW` vertices are within `TOUCH` of the surface, or inside
 
 
-def figures(hand: np.ndarray, faces: np.ndarray, queries: MeshQueries, frames: np.ndarray, most: int = 12) -> Figures:
+def figures(hand: np.ndarray, faces: np.ndarray, queries: MeshQueries, frames: np.ndarray, most: int = 6) -> Figures:
     """Figures of a watertight hand (F,V,3), object frame, in `frames` (at most `most` of them, evenly)."""
     frames = frames[np.isfinite(hand[frames]).all((1, 2))]
     if not len(frames):

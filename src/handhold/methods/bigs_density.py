@@ -81,8 +81,8 @@ def densify(
 ) -> tuple[ObjectBase, Tensor]:
     """Prune what is faint, then copy small and split large Gaussians whose place the pictures want changed most.
 
-    A copy and its original share the opacity: 1 - (1 - a)^2 is what the one had, so that the picture stays. At most `cap`
-    Gaussians are left. Only observed surface grows.
+    A copy and its original share the opacity: 1 - (1 - a)^2 is what the one had, so that the picture stays. At most
+    `cap` Gaussians are left. Only observed surface grows.
     """
     opacity = source.opacity.sigmoid()
     keep = opacity > FAINT

@@ -14,10 +14,10 @@ from ..geometry.rigid import so3_log
 
 
 def turning(before: Tensor, now: Tensor, after: Tensor) -> Tensor:
-    """(*) squared change of the turn from frame to frame, radians: rotations (*,3,3) on SO(3), no axis-angle differences.
+    """(*) squared change of the turn from frame to frame, radians: rotations (*,3,3) on SO(3), not axis-angle.
 
-    log(before' now) and log(now' after) are the body's angular velocities; their difference is zero for a constant one,
-    and the same when all frames turn together.
+    log(before' now) and log(now' after) are the body's angular velocities; their difference is zero for a constant
+    one, and the same when all frames turn together.
     """
     return (so3_log(before.mT @ now) - so3_log(now.mT @ after)).square().sum(-1)
 

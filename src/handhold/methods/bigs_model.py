@@ -198,7 +198,7 @@ def score(views: list[View], s: Subjects, held_out: bool = True) -> Score:
 
 @torch.no_grad()
 def mean_light(views: list[View], s: Subjects) -> Tensor:
-    """(3,) factor by which light and gain brighten what the frames show of the object (or of hands alone) on average."""
+    """(3,) factor by which light and gain brighten what the frames show of the object, on average."""
     factor = []
     for v in views:
         if v.has_object:

@@ -23,11 +23,11 @@ class BigsConfig:
     """Pull together what touches for long, push apart what overlaps."""
     densify: bool = True
     """Split and prune the object's Gaussians where the pictures ask for it (plain only)."""
-    alone: int = 10
+    alone: int = 6
     """Steps per frame of the first stage, each subject alone."""
-    together: int = 20
+    together: int = 12
     """Steps per frame of the second stage."""
-    steps: int = 2000
+    steps: int = 1500
     """At most so many steps of both stages, however long the clip."""
     count: int = 8000
     """Gaussians of the object at the start."""
