@@ -312,6 +312,32 @@ def near(points: Tensor, k: int = 6) -> Tensor:
     return torch.from_numpy(cKDTree(x).query(x, k + 1)[1][:, 1:]).to(points.device)
 
 
+@torch.no_grad()
+def drop_what_does_not_help(views: list[View], s: Subjects) -> list[str]:
+    """Put back the poses of each body with which frames that taught no colour agree less than with those before."""
+    judges = [v for v in views if v.held_out] or views
+    values, rest = s.object_values(), s.rest_hands() if s.hands else {}
+
+    def cost() -> float:
+        drawn = [(v, d) for v in judges if (d := draw(v, s, values, rest)) is not None]
+        return float(sum(v.weight * image_loss(v, d.out, d.bodies) for v, d in drawn))
+
+    notes = []
+    moves = {"object": (s.poses.rotation, s.poses.shift)}
+    moves |= {f"{side} hand": (h.turn, h.shift) for side, h in s.hands.items()}
+    for name, parts in moves.items():
+        refined, kept = cost(), [{i: x.clone() for i, x in p.items()} for p in parts]
+        for x in (x for p in parts for x in p.values()):
+            x.zero_()
+        if cost() > refined:
+            for p, k in zip(parts, kept, strict=True):
+                for i, x in p.items():
+                    x.copy_(k[i])
+        else:
+            notes.append(f"the {name}'s refined poses explained held-out frames worse and were dropped")
+    return notes
+
+
 def finish(
     sequence: Sequence,
     start: Placing,
@@ -325,6 +351,8 @@ def finish(
     notes: list[str],
 ) -> Fitted:
     """Measure, keep what held-out frames agree with, fold the light into the colours."""
+    if config.stage2:
+        notes += drop_what_does_not_help(views, s)
     after = score(views, s)
     poses, tracked = s.poses.result(), {side: h.result() for side, h in s.hands.items()}
     factor = mean_light(views, s)
