@@ -301,7 +301,8 @@ def motion(s: Subjects, view: View, interaction: Interaction, config: BigsConfig
             vertices = (h.posed(i).vertices - t) @ r
             anchors = torch.as_tensor(pairs.anchors[on], dtype=vertices.dtype, device=vertices.device)
             inside = distances(interaction.grid, vertices.cpu()).to(vertices.device)
-            loss = loss + WEIGHTS["contact"] * attraction(vertices[pairs.ids[on]], anchors)
+            apart = inside[pairs.ids[on]] > 0  # what overlaps touches already
+            loss = loss + WEIGHTS["contact"] * attraction(vertices[pairs.ids[on]][apart], anchors[apart])
             loss = loss + WEIGHTS["overlap"] * overlap(inside)
     return loss
 
