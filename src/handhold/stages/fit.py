@@ -25,7 +25,7 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     """Fit the object's surface (SDF grid), both bodies' Gaussians, and the poses; write the scene."""
     from ..tracking.camera import in_world
 
-    if config.device != "cpu":
+    if config.device != "cpu" and config.method == "rigid":
         report.note(f"device {config.device} was asked for, but this method's kernels run on the CPU.")
     sequence, tracks = load_tracked(run)
     if not tracks.hands and not np.isfinite(tracks.cam_from_object[:, 0, 0]).any():
@@ -56,7 +56,22 @@ def _rigid(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitt
     )
 
 
-METHODS = {"rigid": _rigid}
+def _bigs(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitted:
+    from ..methods.bigs import fit_bigs
+
+    return fit_bigs(
+        sequence,
+        tracks,
+        config.bigs,
+        seed=config.seed,
+        pose_lr=config.fit.pose_lr,
+        device=config.device,
+        registration="registration" not in config.track.without,
+        progress=progress,
+    )
+
+
+METHODS = {"rigid": _rigid, "bigs": _bigs}
 
 
 def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
