@@ -27,6 +27,8 @@ class Fitted:
     doubts: list[str] = field(default_factory=list)  # why the result is only partial
     ambiguous: tuple[Ambiguity, ...] = ()  # turns of the object that no picture tells apart
     arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # name -> what 3_fit/NAME.npz holds
+    tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # name -> what NAME.safetensors holds
+    meshes: dict[str, Mesh] = field(default_factory=dict)  # name -> 3_fit/NAME.ply
 
 
 def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:

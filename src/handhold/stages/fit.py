@@ -5,10 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from ..config import Config
 from ..errors import StageFailed
+from ..export.meshes import write_ply
+from ..files import write_atomically
 from ..hand import HandModel
 from ..methods.base import Fitted
 from ..progress import Progress
@@ -37,6 +40,10 @@ def fit(run: Run, config: Config, report: Progress) -> None:
         report.partial(doubt)
     for name, arrays in result.arrays.items():
         save_npz(run.fit_dir / f"{name}.npz", arrays)
+    for name, tensors in result.tensors.items():
+        write_atomically(run.fit_dir / f"{name}.safetensors", safetensors.torch.save(tensors))
+    for name, mesh in result.meshes.items():
+        write_ply(run.fit_dir / f"{name}.ply", mesh)
     scene = in_world(build_scene(sequence, tracks, result), tracks.world_from_cam)
     scene.save(run.scene_path)
     report(1.0)
@@ -56,7 +63,22 @@ def _rigid(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitt
     )
 
 
-METHODS = {"rigid": _rigid}
+def _hold(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitted:
+    from ..methods.hold import fit_hold
+
+    return fit_hold(
+        sequence,
+        tracks,
+        config.hold,
+        seed=config.seed,
+        pose_lr=config.fit.pose_lr,
+        registration="registration" not in config.track.without,
+        progress=progress,
+        device=config.device,
+    )
+
+
+METHODS = {"rigid": _rigid, "hold": _hold}
 
 
 def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
