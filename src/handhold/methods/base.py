@@ -28,6 +28,7 @@ class Fitted:
     ambiguous: tuple[Ambiguity, ...] = ()  # turns of the object that no picture tells apart
     arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # name -> what 3_fit/NAME.npz holds
     tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # name -> what NAME.safetensors holds
+    hand_colors: dict[str, np.ndarray] = field(default_factory=dict)  # side -> (V,3) sRGB of the skinned mesh
     meshes: dict[str, Mesh] = field(default_factory=dict)  # name -> 3_fit/NAME.ply
 
 

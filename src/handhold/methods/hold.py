@@ -15,8 +15,9 @@ import torch
 
 from ..errors import StageFailed
 from ..kernels.grid import SdfGrid
+from ..losses import eikonal
 from ..scene import Mesh, Sequence
-from ..shapes.sdf import bake_sdf, surface
+from ..shapes.sdf import bake_sdf, redistance
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
 from ..tracking.object import ObjectField, beside, refine_object
@@ -24,15 +25,21 @@ from .base import Fitted
 from .crops import median_color
 from .hold_canonical import RigidPoses, SkinnedPoses
 from .hold_fields import Background, GridField, NetworkField, NetworkSize, field_mesh, field_tensors
+from .hold_losses import template
 from .hold_rays import pixel_table
 from .hold_scene import Density, HoldBody, HoldScene, Sampling
-from .hold_train import Templates, Training, field_eikonal, train
+from .hold_train import Templates, Training, field_eikonal, near_template, train
 from .placing import Placing, enough, place, prune
 from .rigid import THIN_FINE, THIN_UNSEEN, frame_confidence, no_surface, prune_unseen
 from .settings import HoldConfig
 
 PRETRAIN = (Stage(80, 350, (1.2, 0.6), 1.0),)  # of the object's grid, alone
 HAND_RESOLUTION = 96
+REFINE = 150  # steps of the pose refinement
+HAND_RATE, SCALE_RATE = 2e-3, 1e-3
+PAPER = NetworkSize()
+BALL = 1.3  # of the object's radius: what the unit ball of its network is
+TEMPLATE_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -63,39 +70,35 @@ def fit_hold(
     part = lambda a, b: lambda share, what, **metrics: say(a + (b - a) * share, what, **metrics)  # noqa: E731
     if not enough(sequence, tracks):
         return no_surface(tracks)
-    held, notes = train_clip(sequence, tracks, config, seed, pose_lr, part(0.0, 0.9), registration, device)
+    # A weak wish for emptiness where a hand hides the object: a strong one eats what no frame sees.
+    sdf_config = SdfFitConfig(pose_lr=pose_lr, hidden=0.05, seed=seed)
+    start = place(sequence, tracks, sdf_config, registration, part(0.0, 0.25))
+    held, notes = train_clip(sequence, start, config, sdf_config, device, part(0.25, 0.9))
     say(0.9, "surfaces")
     return finish(sequence, held, notes)
 
 
 def train_clip(
-    sequence: Sequence,
-    tracks,
-    config: HoldConfig,
-    seed: int,
-    pose_lr: float,
-    progress: Callable,
-    registration: bool = True,
-    device: str = "cpu",
+    sequence: Sequence, start: Placing, config: HoldConfig, sdf_config: SdfFitConfig, device: str, progress: Callable
 ) -> tuple[Held, list[str]]:
     """The three trainings; the scene they end with, and notes for the report."""
     part = lambda a, b: lambda share, what, **metrics: progress(a + (b - a) * share, what, **metrics)  # noqa: E731
-    # A weak wish for emptiness where a hand hides the object: a strong one eats what no frame sees.
-    sdf_config = SdfFitConfig(pose_lr=pose_lr, hidden=0.05, seed=seed)
-    start = place(sequence, tracks, sdf_config, registration, part(0.0, 0.25))
-    notes = list(start.notes)
+    notes, seed, pose_lr = list(start.notes), sdf_config.seed, sdf_config.pose_lr
     torch.manual_seed(seed)
     if config.preset == "fast":
-        held = _pretrain_grids(sequence, start, config, sdf_config, part(0.25, 0.6), device)
+        held = _pretrain_grids(sequence, start, config, sdf_config, part(0.0, 0.4), device)
     else:
-        held = _pretrain_networks(sequence, start, config, seed, part(0.25, 0.6), device)
-    if config.refinement:
-        pass
+        held = _pretrain_networks(sequence, start, config, seed, part(0.0, 0.4), device)
+    whole = held.scene.background is not None
+    table = pixel_table(sequence, start.obs, held.scene.names, start.weight, whole=whole, seed=seed)
     settings = _joint(config, pose_lr, seed)
-    table = pixel_table(sequence, start.obs, held.scene.names, start.weight, seed=seed)
-    course = train(held.scene, table, held.templates, settings, part(0.7, 1.0))
+    if config.refinement:
+        train(held.scene, table, held.templates, refinement(settings), part(0.4, 0.5))
+    course = train(held.scene, table, held.templates, settings, part(0.5, 1.0))
     if course:
-        notes.append("fields: " + ", ".join(f"{k} {v:.4f}" for k, v in course[-1].items() if k in ("color", "semantic")))
+        notes.append(
+            "fields: " + ", ".join(f"{k} {v:.4f}" for k, v in course[-1].items() if k in ("color", "semantic"))
+        )
     errors = field_eikonal(held.scene)
     notes.append("eikonal error " + ", ".join(f"{k} {v:.3f}" for k, v in errors.items()))
     return held, notes
@@ -118,6 +121,16 @@ def _joint(config: HoldConfig, pose_lr: float, seed: int) -> Training:
     )
 
 
+def refinement(joint: Training) -> Training:
+    """The second stage: poses of hands and object move, and its scale, by outlines, colours and contact; fields stay.
+
+    The outlines are the medium's own (the paper's are of a soft rasteriser), so that bodies hide each other here too.
+    """
+    return replace(
+        joint, iterations=REFINE, rays=1024, fields=False, hand_rate=HAND_RATE, scale_rate=SCALE_RATE, widths=(1.2, 0.8)
+    )
+
+
 def _pretrain_grids(
     sequence: Sequence, start: Placing, config: HoldConfig, sdf_config: SdfFitConfig, progress, device: str
 ) -> Held:
@@ -127,6 +140,7 @@ def _pretrain_grids(
         progress=progress,
     )  # fmt: skip
     prune(fitted.grid, start.solids, THIN_FINE)
+    redistance(fitted.grid)
     density = config.density_kind
     n = len(sequence)
     poses = RigidPoses(fitted.cam_from_object, fitted.center, fitted.radius)
@@ -150,8 +164,54 @@ def _pretrain_grids(
     return Held(scene, start, templates, fitted)
 
 
-def _pretrain_networks(sequence: Sequence, start: Placing, config: HoldConfig, seed: int, progress, device: str):
-    raise StageFailed("not yet")
+def _pretrain_networks(
+    sequence: Sequence, start: Placing, config: HoldConfig, seed: int, progress, device: str, size: NetworkSize = PAPER
+) -> Held:
+    """Networks: hands' fitted to their template, the object's a sphere; then trained together with the first poses."""
+    coarse, n = start.coarse, len(sequence)
+    poses = RigidPoses(start.cam_from_object, coarse.center, coarse.radius)
+    unit = BALL * coarse.radius
+    laws = lambda unit: Density(config.density_kind, 0.05 * unit, unit, True)  # noqa: E731
+    bodies = [HoldBody("object", poses, NetworkField(n, coarse.center, unit, size), laws(unit), Sampling(False))]
+    templates = Templates(object=coarse.grid)
+    for side, track in start.tracked.items():
+        hand = SkinnedPoses(side, track)
+        v = hand.rest()[0]
+        middle = 0.5 * (v.min(0) + v.max(0))
+        unit = float(np.linalg.norm(v - middle, axis=1).max()) + 0.01
+        templates.hands[side] = hand_template(hand)
+        bodies.append(HoldBody(side, hand, NetworkField(n, middle, unit, size), laws(unit), Sampling(False)))
+    behind = None
+    if config.background:
+        centre = np.nanmedian(start.cam_from_object[:, :3, :3] @ coarse.center + start.cam_from_object[:, :3, 3], 0)
+        behind = Background(n, torch.as_tensor(centre), 4 * coarse.radius + 0.2)
+    scene = HoldScene(bodies, behind, shared=True)
+    scene.modules().to(device)
+    for b in bodies:
+        if b.name in templates.hands:
+            fit_template(b, templates.hands[b.name], TEMPLATE_STEPS, seed)
+    joint = _joint(config, 0.0, seed)
+    table = pixel_table(sequence, start.obs, scene.names, start.weight, whole=config.background, seed=seed)
+    train(scene, table, templates, replace(joint, iterations=joint.iterations // 2), progress)
+    return Held(scene, start, templates, None)
+
+
+def fit_template(body: HoldBody, grid: SdfGrid, steps: int, seed: int, rate: float = 1e-3) -> float:
+    """Fit a network to the hand's template before any pixel is seen (HOLD loads networks trained so); the last loss,
+    metres."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.Adam(body.field.shape.parameters(), lr=rate)
+    loss = torch.zeros(())
+    for k in range(steps):
+        x = near_template(body, grid, generator)
+        sdf, gradient = body.field.gradient(x.to(body.field.center))
+        known = grid.sample(x)[0][:, 0].detach().to(sdf)
+        loss = template(sdf, known, clamp=0.05)
+        optimizer.param_groups[0]["lr"] = rate * 0.1 ** (k / steps)
+        optimizer.zero_grad()
+        (loss / body.field.radius + 0.1 * eikonal(gradient)).backward()
+        optimizer.step()
+    return float(loss.detach())
 
 
 def hand_template(hand: SkinnedPoses, color: torch.Tensor | None = None, resolution: int = HAND_RESOLUTION) -> SdfGrid:
@@ -166,7 +226,7 @@ def finish(sequence: Sequence, held: Held, notes: list[str]) -> Fitted:
     start = held.start
     by_name = {b.name: b for b in held.scene.bodies}
     object_ = by_name["object"]
-    scale = float(object_.scale)
+    scale = float(object_.scale.detach())
     poses = object_.poses.result()
     tracked = {s: by_name[s].poses.result() if s in by_name else t for s, t in start.tracked.items()}
     confidence = start.confidence
@@ -191,5 +251,18 @@ def finish(sequence: Sequence, held: Held, notes: list[str]) -> Fitted:
         mesh = field_mesh(object_.field)[0]
         looked = seen(mesh)
     mesh = fair_hidden(replace(looked, vertices=(scale * looked.vertices).astype(np.float32)))
-    tensors = {b.name: field_tensors(b.field) for b in held.scene.bodies}
-    return Fitted(mesh, poses, confidence, start.reason, tracked, notes, tensors=tensors)
+    tensors = {f"{b.name}_field": field_tensors(b.field) for b in held.scene.bodies}
+    hands, colors = {}, {}
+    for side in tracked:
+        if side not in by_name:
+            continue
+        body = by_name[side]
+        v = torch.as_tensor(body.poses.rest()[0][:-1], dtype=torch.float32, device=body.field.light.device)
+        colors[side] = body.field.albedo(v).cpu().numpy()  # the last vertex seals the wrist
+        try:
+            hands[f"{side}_field"] = field_mesh(body.field)[0]
+        except StageFailed as e:
+            notes.append(f"the {side} hand's field: {e}")
+    return Fitted(
+        mesh, poses, confidence, start.reason, tracked, notes, tensors=tensors, meshes=hands, hand_colors=colors
+    )

@@ -62,7 +62,12 @@ class NetworkField(_Lit):
     """
 
     def __init__(
-        self, frames: int, center, radius: float, size: NetworkSize = NetworkSize(), start: float = 0.6  # noqa: B008
+        self,
+        frames: int,
+        center,
+        radius: float,
+        size: NetworkSize = NetworkSize(),
+        start: float = 0.6,  # noqa: B008
     ):
         super().__init__(frames)
         self.register_buffer("center", torch.as_tensor(np.asarray(center), dtype=torch.float32))

@@ -86,7 +86,9 @@ def pixel_table(
         if not whole and 0 < most < hand.sum():
             keep = ~hand | (generator.random(len(x)) < most / hand.sum())
             y, x = y[keep], x[keep]
-        d = np.stack([(x + 0.5 - obs.K[0, 2]) / obs.K[0, 0], (y + 0.5 - obs.K[1, 2]) / obs.K[1, 1], np.ones(len(x))], -1)
+        d = np.stack(
+            [(x + 0.5 - obs.K[0, 2]) / obs.K[0, 0], (y + 0.5 - obs.K[1, 2]) / obs.K[1, 1], np.ones(len(x))], -1
+        )
         out["frame"].append(np.full(len(x), i))
         out["direction"].append((d / np.linalg.norm(d, axis=1, keepdims=True)).astype(np.float32))
         out["color"].append((sequence.frames[i][y, x] / 255.0).astype(np.float32))

@@ -100,7 +100,9 @@ class HoldBody:
         if isinstance(self.poses, RigidPoses):
             lo, hi = self.field.box()
             middle = 0.5 * (lo + hi).to(frame.device)
-            return self.poses.to_world(middle.expand(len(frame), 3), frame), float(self.scale) * self.field.radius
+            return self.poses.to_world(middle.expand(len(frame), 3), frame), float(
+                self.poses.scale.detach()
+            ) * self.field.radius
         frames, row = torch.unique(frame, return_inverse=True)
         v = self.poses.posed(frames).vertices
         middle = v.mean(1)
@@ -119,10 +121,10 @@ class HoldBody:
             return error_bounded(query, rays, bounds, width, s.bounded, s.extra, jitter, generator, more=128)
         band = 5 * width
         if isinstance(self.poses, RigidPoses) and isinstance(self.field, GridField):
-            scale = float(self.scale)
-            found = march_band(
-                self.field.grid, self.poses.rays(rays), s.edges, band / scale, 0.6 * self.field.grid.h, jitter, generator
-            )
+            scale = float(self.poses.scale.detach())
+            grid = self.field.grid
+            local = self.poses.rays(rays)
+            found = march_band(grid, local, s.edges, band / scale, 0.6 * grid.h, jitter, generator)
             return Samples(found.t * scale, found.live & known[:, None])
         t, met = self.poses.trace(rays, max(band, s.reach))
         far = torch.where(met & known, t + 3 * max(band, s.reach), t)
@@ -186,7 +188,9 @@ def render_view(
     """
     scene = scene if only is None else scene.only(*only)
     device = scene.modules()[0].known.device
-    pose = torch.eye(4) if frame_from_view is None else torch.as_tensor(np.asarray(frame_from_view), dtype=torch.float32)
+    pose = (
+        torch.eye(4) if frame_from_view is None else torch.as_tensor(np.asarray(frame_from_view), dtype=torch.float32)
+    )
     w, h = size
     y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
     xy = torch.stack([x, y], -1).reshape(-1, 2)

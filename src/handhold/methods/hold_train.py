@@ -32,6 +32,8 @@ class Training:
     color_rate: float = 0.05
     object_rate: float = 1e-4  # of object poses; 0: they stay
     hand_rate: float = 0.0  # of hand poses; 0: they stay
+    scale_rate: float = 0.0  # of the object's scale; 0: it stays
+    fields: bool = True  # off: poses alone move, the fields stay as they are
     compositing: bool = True  # off: each body is rendered as if it were alone
     eikonal: bool = True
     contact: bool = True
@@ -86,10 +88,13 @@ def train(
             raise FloatingPointError(f"HOLD's training diverged at step {k}: {', '.join(bad)} is not finite")
         loss.backward()
         for b in scene.bodies:
-            b.field.step(
-                GRID_EIKONAL * settings.eikonal, GRID_SMOOTH, settings.grid_rate * 0.2**share,
-                settings.color_rate * 0.3**share,
-            )  # fmt: skip
+            if settings.fields:
+                b.field.step(
+                    GRID_EIKONAL * settings.eikonal, GRID_SMOOTH, settings.grid_rate * 0.2**share,
+                    settings.color_rate * 0.3**share,
+                )  # fmt: skip
+            elif isinstance(b.field, GridField):
+                b.field.grid.zero_grad()
         torch.nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 0.5)
         optimizer.step()
         optimizer.zero_grad()
@@ -99,9 +104,9 @@ def train(
             elif settings.hand_rate and k % 50 == 49:
                 b.poses.refresh()
         if k % 25 == 24 or k + 1 == settings.iterations:
-            course.append({name: float(value) for name, value in terms.items()})
+            course.append({name: float(value.detach()) for name, value in terms.items()})
             if progress:
-                progress((k + 1) / settings.iterations, f"fields, loss {float(loss):.3f}")
+                progress((k + 1) / settings.iterations, f"fields, loss {float(loss.detach()):.3f}")
     return course
 
 
@@ -222,16 +227,18 @@ def field_eikonal(scene: HoldScene, points: int = 4096, seed: int = 0) -> dict[s
 def _optimizer(scene: HoldScene, s: Training) -> tuple[torch.optim.Optimizer, list[float]]:
     groups = []
     for b in scene.bodies:
-        groups.append({"params": list(b.field.parameters()), "lr": s.network_rate})
+        b.field.requires_grad_(False)
         learned = [p for p in b.density.parameters() if p.requires_grad]
-        if learned:
-            groups.append({"params": learned, "lr": s.network_rate})
+        if s.fields:
+            groups.append({"params": [*b.field.parameters(), *learned], "lr": s.network_rate})
         if isinstance(b.poses, RigidPoses) and s.object_rate:
             groups.append({"params": [b.poses.xi], "lr": s.object_rate})
+        if isinstance(b.poses, RigidPoses) and s.scale_rate:
+            groups.append({"params": [b.poses.log_scale], "lr": s.scale_rate})
         if isinstance(b.poses, SkinnedPoses) and s.hand_rate:
             groups.append({"params": [b.poses.turn], "lr": s.hand_rate})
             groups.append({"params": [b.poses.shift], "lr": 0.1 * s.hand_rate})
-    if scene.background is not None:
+    if scene.background is not None and s.fields:
         groups.append({"params": list(scene.background.parameters()), "lr": s.network_rate})
     for b in scene.bodies:
         b.poses.requires_grad_(False)
