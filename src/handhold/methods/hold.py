@@ -36,7 +36,7 @@ from .settings import HoldConfig
 PRETRAIN = (Stage(80, 350, (1.2, 0.6), 1.0),)  # of the object's grid, alone
 HAND_RESOLUTION = 96
 REFINE = 150  # steps of the pose refinement
-HAND_RATE, SCALE_RATE = 2e-3, 1e-3
+HAND_RATE, SCALE_RATE = 3e-4, 1e-3
 PAPER = NetworkSize()
 BALL = 1.3  # of the object's radius: what the unit ball of its network is
 TEMPLATE_STEPS = 1000
@@ -107,8 +107,8 @@ def train_clip(
 def _joint(config: HoldConfig, pose_lr: float, seed: int) -> Training:
     fast = config.preset == "fast"
     return Training(
-        iterations=config.iterations if config.iterations is not None else (250 if fast else 80_000),
-        rays=2048 if fast else 1280,
+        iterations=config.iterations if config.iterations is not None else (200 if fast else 80_000),
+        rays=1536 if fast else 1280,
         frames=8 if fast else 10,
         widths=(0.8, 0.5) if fast else None,
         network_rate=5e-3 if fast else 5e-4,

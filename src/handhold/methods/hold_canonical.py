@@ -95,6 +95,8 @@ class RigidPoses(nn.Module):
 class SkinnedPoses(nn.Module):
     """Per-frame poses of one hand, moved by small numbers; points go to rest by the closest triangle's weights.
 
+    The whole hand turns and shifts in each frame; fingers bend alike in all: they hold something, one frame's outline
+    hardly tells them, and moved frame by frame they get worse (docs/methods/hold.md).
     Weights are barycentric on the one closest triangle, so that fingers do not mix (HOLD averages the 15 nearest
     vertices almost evenly, and they do). Trees over the posed triangles answer exact queries; they are of the poses at
     the last `refresh`, while the map itself follows the poses of the moment.
@@ -112,7 +114,8 @@ class SkinnedPoses(nn.Module):
         self.register_buffer("base", rotations)
         self.register_buffer("transl", torch.where(known[:, None], transl, 0.0))
         self.register_buffer("betas", torch.as_tensor(np.asarray(track.betas), dtype=torch.float32))
-        self.turn = nn.Parameter(torch.zeros(len(pose), 16, 3))
+        self.turn = nn.Parameter(torch.zeros(len(pose), 3))
+        self.bend = nn.Parameter(torch.zeros(15, 3))
         self.shift = nn.Parameter(torch.zeros(len(pose), 3))
         self._trees: dict[int, MeshQueries] = {}
 
@@ -127,7 +130,9 @@ class SkinnedPoses(nn.Module):
 
     def rotations(self, frames: Tensor | slice = slice(None)) -> Tensor:
         """(F,16,3,3) absolute joint rotations."""
-        return so3_exp(self.turn[frames]) @ self.base[frames]
+        turn = self.turn[frames]
+        moved = torch.cat([turn[:, None], self.bend.expand(len(turn), -1, -1)], 1)
+        return so3_exp(moved) @ self.base[frames]
 
     def posed(self, frames: Tensor):
         """`hand.model.PosedHand` of the frames (B,)."""
@@ -185,7 +190,7 @@ class SkinnedPoses(nn.Module):
         )
 
     @torch.no_grad()
-    def trace(self, rays: Rays, reach: float, steps: int = 8) -> tuple[Tensor, Tensor]:
+    def trace(self, rays: Rays, reach: float, steps: int = 6) -> tuple[Tensor, Tensor]:
         """Where each ray first comes within `reach` of the posed template: t (N,), and whether it does (N,).
 
         Sphere tracing by exact distances; rays that run out of steps close to the hand count as met.

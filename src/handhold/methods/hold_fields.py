@@ -73,7 +73,7 @@ class NetworkField(_Lit):
         self.register_buffer("center", torch.as_tensor(np.asarray(center), dtype=torch.float32))
         self.radius, self.size = float(radius), size
         self.shape = SdfMlp(
-            width=size.width, depth=size.depth, skip=size.depth // 2, feature=size.feature, radius=start,
+            width=size.width, depth=size.depth, skip=size.depth // 2 if size.width >= 64 else None, feature=size.feature, radius=start,
             encoding=Fourier(FourierConfig(BANDS, identity=False)),
         )  # fmt: skip
         self.color = ColorMlp(size.feature, size.width, size.color_depth, code=CODE)

@@ -23,8 +23,8 @@ from .hold_scene import HoldBody, HoldScene
 class Training:
     """How the joint training is done. Rates of grids are in voxels, of poses in radians and metres over 0.1."""
 
-    iterations: int = 250
-    rays: int = 2048
+    iterations: int = 200
+    rays: int = 1536
     frames: int = 8  # per iteration: canonicalisation poses each once
     widths: tuple[float, float] | None = (0.8, 0.5)  # of the density in voxels, start and end; None: learned
     network_rate: float = 5e-4
@@ -177,7 +177,7 @@ def prior_terms(
             p = b.poses
             bend = losses.acceleration(p.rotations(), p.known)
             move = losses.translation_acceleration((p.transl + p.shift) / 0.1, p.known)
-            keep = p.turn.square().mean() + (p.shift / 0.01).square().mean()
+            keep = p.turn.square().mean() + p.bend.square().mean() + (p.shift / 0.01).square().mean()
             out[f"smooth {b.name}"] = WEIGHTS["smooth"] * (bend + move) + 0.02 * keep
     if settings.contact and "object" in by_name:
         frames = torch.unique(table.frame[rows])
@@ -236,7 +236,7 @@ def _optimizer(scene: HoldScene, s: Training) -> tuple[torch.optim.Optimizer, li
         if isinstance(b.poses, RigidPoses) and s.scale_rate:
             groups.append({"params": [b.poses.log_scale], "lr": s.scale_rate})
         if isinstance(b.poses, SkinnedPoses) and s.hand_rate:
-            groups.append({"params": [b.poses.turn], "lr": s.hand_rate})
+            groups.append({"params": [b.poses.turn, b.poses.bend], "lr": s.hand_rate})
             groups.append({"params": [b.poses.shift], "lr": 0.1 * s.hand_rate})
     if scene.background is not None and s.fields:
         groups.append({"params": list(scene.background.parameters()), "lr": s.network_rate})

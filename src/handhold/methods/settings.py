@@ -35,7 +35,7 @@ class HoldConfig:
     background: bool = False
     """Model what is behind the bodies too (NeRF++, `paper`); else the masks say what is background."""
     iterations: int | None = None
-    """Steps of the joint training; by default 250 in fast, 80000 in paper."""
+    """Steps of the joint training; by default 200 in fast, 80000 in paper."""
 
     def __post_init__(self) -> None:
         require(self.iterations is None or 0 <= self.iterations <= 10_000_000, "hold.iterations must be 0 to 10000000")
