@@ -72,10 +72,9 @@ class NetworkField(_Lit):
         super().__init__(frames)
         self.register_buffer("center", torch.as_tensor(np.asarray(center), dtype=torch.float32))
         self.radius, self.size = float(radius), size
-        self.shape = SdfMlp(
-            width=size.width, depth=size.depth, skip=size.depth // 2 if size.width >= 64 else None, feature=size.feature, radius=start,
-            encoding=Fourier(FourierConfig(BANDS, identity=False)),
-        )  # fmt: skip
+        skip = size.depth // 2 if size.width >= 64 else None  # a narrow layer has no room for the input again
+        encoding = Fourier(FourierConfig(BANDS, identity=False))
+        self.shape = SdfMlp(BANDS, size.width, size.depth, skip, size.feature, start, encoding=encoding)
         self.color = ColorMlp(size.feature, size.width, size.color_depth, code=CODE)
 
     def set_alpha(self, alpha: float) -> None:

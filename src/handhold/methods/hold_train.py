@@ -12,6 +12,7 @@ from torch import Tensor
 from ..kernels.grid import SdfGrid
 from ..losses import eikonal
 from ..render.volume import composite
+from ..shapes.sdf import redistance
 from . import hold_losses as losses
 from .hold_canonical import RigidPoses, SkinnedPoses
 from .hold_fields import BANDS, GridField, NetworkField
@@ -107,6 +108,10 @@ def train(
             course.append({name: float(value.detach()) for name, value in terms.items()})
             if progress:
                 progress((k + 1) / settings.iterations, f"fields, loss {float(loss.detach()):.3f}")
+    if settings.fields and settings.eikonal and settings.iterations:
+        for b in scene.bodies:
+            if isinstance(b.field, GridField):  # what no ray asks keeps no slope by the eikonal term alone
+                redistance(b.field.grid)
     return course
 
 
