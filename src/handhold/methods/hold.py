@@ -86,9 +86,9 @@ def train_clip(
     notes, seed, pose_lr = list(start.notes), sdf_config.seed, sdf_config.pose_lr
     torch.manual_seed(seed)
     if config.preset == "fast":
-        held = _pretrain_grids(sequence, start, config, sdf_config, part(0.0, 0.4), device)
+        held = pretrain_grids(sequence, start, config, sdf_config, part(0.0, 0.4), device)
     else:
-        held = _pretrain_networks(sequence, start, config, seed, part(0.0, 0.4), device)
+        held = pretrain_networks(sequence, start, config, seed, part(0.0, 0.4), device)
     whole = held.scene.background is not None
     table = pixel_table(sequence, start.obs, held.scene.names, start.weight, whole=whole, seed=seed)
     settings = _joint(config, pose_lr, seed)
@@ -131,7 +131,7 @@ def refinement(joint: Training) -> Training:
     )
 
 
-def _pretrain_grids(
+def pretrain_grids(
     sequence: Sequence, start: Placing, config: HoldConfig, sdf_config: SdfFitConfig, progress, device: str
 ) -> Held:
     """Grids: the object's from its own pixels (NeuS in a band), the hands' from their template."""
@@ -164,7 +164,7 @@ def _pretrain_grids(
     return Held(scene, start, templates, fitted)
 
 
-def _pretrain_networks(
+def pretrain_networks(
     sequence: Sequence, start: Placing, config: HoldConfig, seed: int, progress, device: str, size: NetworkSize = PAPER
 ) -> Held:
     """Networks: hands' fitted to their template, the object's a sphere; then trained together with the first poses."""
