@@ -7,15 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from handhold.errors import BadConfig
+from handhold.errors import BadConfig, UnusableInput
 from handhold.geometry.rigid import so3_exp
 from handhold.kernels.grid import SdfGrid
 from handhold.methods import hold_losses as losses
 from handhold.methods.hold import fit_template, hand_template
 from handhold.methods.hold_canonical import FAR, RigidPoses, SkinnedPoses
 from handhold.methods.hold_fields import GridField, NetworkField, NetworkSize, field_mesh, field_tensors, load_field
+from handhold.methods.hold_files import grown, open_scene, scene_tensors
 from handhold.methods.hold_rays import NOTHING, PixelTable
 from handhold.methods.hold_scene import Density, HoldBody, HoldScene, Sampling, render_view
 from handhold.methods.hold_train import Templates, Training, field_eikonal, train
@@ -184,6 +186,26 @@ def test_a_network_learns_the_hands_template(hand):
     grid = hand_template(hand, resolution=24)
     first = fit_template(body, grid, 1, 0)
     assert fit_template(body, grid, 60, 0) < 0.7 * first
+
+
+def test_a_scene_survives_its_files_and_others_are_refused(tmp_path):
+    body, hand = ball(), SkinnedPoses("right", hand_track())
+    with torch.no_grad():
+        body.poses.log_scale.fill_(np.log(1.1))
+    law = Density("neus", 2e-3, 0.1, False)
+    right = HoldBody("right", hand, GridField(3, hand_template(hand, resolution=24)), law, Sampling(True, edges=8))
+    K = np.array([[100.0, 0, 24], [0, 100, 24], [0, 0, 1]])
+    before = render_view(HoldScene([body, right]), K, (48, 48), 1)
+    scene = HoldScene([grown(body), right])
+    for name, tensors in scene_tensors(scene).items():
+        safetensors.torch.save_file(tensors, tmp_path / f"{name}.safetensors")
+    after = render_view(open_scene(tmp_path), K, (48, 48), 1)
+    assert np.abs(before.rgb - after.rgb).mean() < 2e-3 and np.abs(before.depth - after.depth).mean() < 1e-3
+    (tmp_path / "right_field.safetensors").write_bytes(b"no")
+    with pytest.raises(UnusableInput, match="right_field"):
+        open_scene(tmp_path)
+    with pytest.raises(UnusableInput, match="no fields"):
+        open_scene(tmp_path / "nowhere")
 
 
 # ------------------------------------------------------------------------------------------------ losses

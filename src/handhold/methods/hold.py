@@ -24,7 +24,8 @@ from ..tracking.object import ObjectField, beside, refine_object
 from .base import Fitted
 from .crops import median_color
 from .hold_canonical import RigidPoses, SkinnedPoses
-from .hold_fields import Background, GridField, NetworkField, NetworkSize, field_mesh, field_tensors
+from .hold_fields import Background, GridField, NetworkField, NetworkSize, field_mesh
+from .hold_files import grown, scene_tensors
 from .hold_losses import template
 from .hold_rays import pixel_table
 from .hold_scene import Density, HoldBody, HoldScene, Sampling
@@ -224,9 +225,9 @@ def hand_template(hand: SkinnedPoses, color: torch.Tensor | None = None, resolut
 def finish(sequence: Sequence, held: Held, notes: list[str]) -> Fitted:
     """Meshes, colours, tracks and files out of the trained scene."""
     start = held.start
-    by_name = {b.name: b for b in held.scene.bodies}
+    scene = replace(held.scene, bodies=[grown(b) for b in held.scene.bodies])
+    by_name = {b.name: b for b in scene.bodies}
     object_ = by_name["object"]
-    scale = float(object_.scale.detach())
     poses = object_.poses.result()
     tracked = {s: by_name[s].poses.result() if s in by_name else t for s, t in start.tracked.items()}
     confidence = start.confidence
@@ -243,15 +244,13 @@ def finish(sequence: Sequence, held: Held, notes: list[str]) -> Fitted:
     clear = np.stack([
         i & ~beside(h) & ~f for i, h, f in zip(sequence.masks["object"], hidden, front, strict=True)
     ])  # fmt: skip
-    unit = poses.copy()
-    unit[:, :3, 3] /= scale
-    seen = lambda m: observe(m, sequence.frames, clear, sequence.K, unit, start.weight, 0.005)  # noqa: E731
+    seen = lambda m: observe(m, sequence.frames, clear, sequence.K, poses, start.weight, 0.005)  # noqa: E731
     looked = seen(mesh)
     if isinstance(object_.field, GridField) and prune_unseen(object_.field.grid, looked, THIN_UNSEEN):
         mesh = field_mesh(object_.field)[0]
         looked = seen(mesh)
-    mesh = fair_hidden(replace(looked, vertices=(scale * looked.vertices).astype(np.float32)))
-    tensors = {f"{b.name}_field": field_tensors(b.field) for b in held.scene.bodies}
+    mesh = fair_hidden(looked)
+    tensors = scene_tensors(scene)
     hands, colors = {}, {}
     for side in tracked:
         if side not in by_name:
