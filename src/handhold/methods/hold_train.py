@@ -100,10 +100,11 @@ def train(
         optimizer.step()
         optimizer.zero_grad()
         for b in scene.bodies:
-            if isinstance(b.poses, RigidPoses) and settings.object_rate:
+            if isinstance(b.poses, SkinnedPoses):
+                if settings.hand_rate and k % 50 == 49:
+                    b.poses.refresh()
+            elif settings.object_rate:
                 b.poses.settle(table.weight.to(device))
-            elif settings.hand_rate and k % 50 == 49:
-                b.poses.refresh()
         if k % 25 == 24 or k + 1 == settings.iterations:
             course.append({name: float(value.detach()) for name, value in terms.items()})
             if progress:
