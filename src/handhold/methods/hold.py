@@ -37,7 +37,7 @@ from .settings import HoldConfig
 PRETRAIN = (Stage(80, 350, (1.2, 0.6), 1.0),)  # of the object's grid, alone
 HAND_RESOLUTION = 96
 REFINE = 150  # steps of the pose refinement
-HAND_RATE, SCALE_RATE = 3e-4, 1e-3
+HAND_RATE, SCALE_RATE = 1e-4, 2e-4
 PAPER = NetworkSize()
 BALL = 1.3  # of the object's radius: what the unit ball of its network is
 TEMPLATE_STEPS = 1000
