@@ -14,7 +14,9 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
 
 from .errors import BadConfig, require
 from .files import write_atomically
@@ -98,6 +100,9 @@ class FitConfig:
     """Step of the pose refinement together with the surface, radians; 0 keeps the tracked poses."""
     appearance: bool = True
     """Fit Gaussians (object_splat.ply) after the surface."""
+    poses: Annotated[Path | None, tyro.conf.arg(aliases=["--poses"])] = None
+    """Object poses of your own in place of the tracked ones: a .npz with cam_from_object (F,4,4), metres, OpenCV axes,
+    NaN where unknown. They stay as they are."""
 
     def __post_init__(self) -> None:
         require(0 <= self.pose_lr <= 0.02, "fit.pose_lr must be between 0 and 0.02")

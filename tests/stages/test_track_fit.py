@@ -16,7 +16,7 @@ from handhold.hand import HandModel
 from handhold.progress import Progress
 from handhold.runs import Run
 from handhold.scene import Mesh, Rigid, Scene, Sequence, Skinned, save_npz
-from handhold.stages.fit import MIN_CONFIDENCE, build_scene, fit, hand_body
+from handhold.stages.fit import MIN_CONFIDENCE, build_scene, fit, hand_body, with_poses
 from handhold.stages.prepare import save_prepared
 from handhold.stages.track import HandTrack, load_tracks
 from handhold.stages.track_hands import _common_scale
@@ -173,3 +173,17 @@ def test_nothing_tracked_ends_with_one_sentence(tmp_path, clip):
     write_tracks(run, {}, poses(range(COUNT)))
     with pytest.raises(StageFailed, match="nothing to fit"):
         fit(run, Config(), Progress())
+
+
+def test_given_poses_take_the_place_of_the_tracked(tmp_path, clip):
+    run, path = Run(tmp_path), tmp_path / "poses.npz"
+    write_tracks(run, {}, poses(range(COUNT)))
+    tracks = load_tracks(run, clip)
+    save_npz(path, {"cam_from_object": poses([3])})
+    given = with_poses(tracks, path)
+    assert np.array_equal(given.cam_from_object, poses([3]), equal_nan=True)
+    assert given.reason.tolist() == ["sfm"] * 3 + ["not found"] + ["sfm"] * 2 and given.confidence[3] == 0
+    for wrong in ({"cam_from_object": 1.1 * poses()}, {"cam_from_object": poses()[:3]}, {"other": poses()}):
+        save_npz(path, wrong)
+        with pytest.raises(UnusableInput):
+            with_poses(tracks, path)

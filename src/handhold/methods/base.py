@@ -35,6 +35,8 @@ class Fitted:
     ambiguous: tuple[Ambiguity, ...] = ()  # turns of the object that no picture tells apart
     arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # name -> what 3_fit/NAME.npz holds
     hand_colors: dict[str, np.ndarray] = field(default_factory=dict)  # side -> (V,3) sRGB in [0,1], of the open hand
+    tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # name -> what NAME.safetensors holds
+    meshes: dict[str, Mesh] = field(default_factory=dict)  # name -> 3_fit/NAME.ply
 
 
 def fitted_splats(folder: Path, bodies: Iterable[str]) -> dict[str, Gaussians | SkinnedGaussians]:

@@ -171,3 +171,16 @@ def bake_sdf(
             rgb = (mesh.colors[mesh.faces[found.face]] * found.bary[:, :, None]).sum(1).clip(1e-3, 1 - 1e-3)
             data[i, ..., 1:] = np.log(rgb / (1 - rgb)).reshape(resolution, resolution, 3)
     return SdfGrid(torch.from_numpy(data), lo, h)
+
+
+def redistance(grid: SdfGrid) -> None:
+    """In place: distances of the grid made anew from its surface, which stays (level-set reinitialisation).
+
+    Fitting leaves values that are no distances away from the surface: inside, beside what was removed, in corners that
+    no ray asks. Exact distances to the cleaned mesh take their place; a grid without a surface is left as it is.
+    """
+    mesh, _ = surface(grid)
+    if len(mesh.faces):
+        lo = grid.lo.cpu().numpy().astype(np.float64)
+        exact = bake_sdf(Mesh(mesh.vertices, mesh.faces), grid.R, lo=lo, h=grid.h)
+        grid.data[..., 0] = exact.data[..., 0].to(grid.data)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 
 from ..config import Config
-from ..errors import StageFailed
+from ..errors import StageFailed, UnusableInput
+from ..export.meshes import write_ply
+from ..files import write_atomically
 from ..hand import HandModel
 from ..methods.base import Fitted
 from ..progress import Progress
 from ..runs import Run
-from ..scene import Body, Mesh, Rigid, Scene, Sequence, Skinned, save_npz
-from ..tracking.rungs import NOT_FOUND
+from ..scene import Body, Mesh, Rigid, Scene, Sequence, Skinned, load_npz, save_npz
+from ..tracking.rungs import NOT_FOUND, SFM
 from .prepare import _part
 from .track import HandTrack, Tracks, load_tracked
 
@@ -30,6 +35,9 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     sequence, tracks = load_tracked(run)
     if not tracks.hands and not np.isfinite(tracks.cam_from_object[:, 0, 0]).any():
         raise StageFailed("Neither a hand nor the object could be tracked; there is nothing to fit.")
+    if config.fit.poses is not None:
+        tracks = with_poses(tracks, config.fit.poses)
+        config = replace(config, fit=replace(config.fit, pose_lr=0.0))
     result = METHODS[config.method](sequence, tracks, config, partial(_part, report, 0.0, 0.95))
     for note in result.notes:
         report.note(note)
@@ -37,6 +45,10 @@ def fit(run: Run, config: Config, report: Progress) -> None:
         report.partial(doubt)
     for name, arrays in result.arrays.items():
         save_npz(run.fit_dir / f"{name}.npz", arrays)
+    for name, tensors in result.tensors.items():
+        write_atomically(run.fit_dir / f"{name}.safetensors", safetensors.torch.save(tensors))
+    for name, mesh in result.meshes.items():
+        write_ply(run.fit_dir / f"{name}.ply", mesh)
     scene = in_world(build_scene(sequence, tracks, result), tracks.world_from_cam)
     scene.save(run.scene_path)
     report(1.0)
@@ -51,7 +63,7 @@ def _rigid(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitt
         seed=config.seed,
         pose_lr=config.fit.pose_lr,
         appearance=config.fit.appearance,
-        registration="registration" not in config.track.without,
+        registration="registration" not in config.track.without and config.fit.poses is None,
         progress=progress,
     )
 
@@ -66,12 +78,49 @@ def _bigs(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitte
         seed=config.seed,
         pose_lr=config.fit.pose_lr,
         device=config.device,
-        registration="registration" not in config.track.without,
+        registration="registration" not in config.track.without and config.fit.poses is None,
         progress=progress,
     )
 
 
-METHODS = {"rigid": _rigid, "bigs": _bigs}
+def _hold(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitted:
+    from ..methods.hold import fit_hold
+
+    return fit_hold(
+        sequence,
+        tracks,
+        config.hold,
+        seed=config.seed,
+        pose_lr=config.fit.pose_lr,
+        registration="registration" not in config.track.without and config.fit.poses is None,
+        progress=progress,
+        device=config.device,
+    )
+
+
+METHODS = {"rigid": _rigid, "bigs": _bigs, "hold": _hold}
+
+
+def with_poses(tracks: Tracks, path: Path) -> Tracks:
+    """Tracks with the object poses of a .npz that holds cam_from_object (F,4,4), metres. Raises `UnusableInput`."""
+    poses = load_npz(path).get("cam_from_object")
+    shape = tracks.cam_from_object.shape
+    if poses is None or poses.dtype.kind not in "fiu" or poses.shape != shape:
+        raise UnusableInput(f"{path} must hold cam_from_object {shape}, one pose per frame of this clip.")
+    poses = np.asarray(poses, np.float64)
+    known = np.isfinite(poses).all((1, 2))
+    r = poses[known, :3, :3]
+    if not known.any() or np.abs(r @ r.transpose(0, 2, 1) - np.eye(3)).max() > 1e-3 or (np.linalg.det(r) < 0).any():
+        raise UnusableInput(f"{path} holds no rigid poses: a turn and a shift each, without scale.")
+    poses[~known] = np.nan
+    return replace(
+        tracks,
+        cam_from_object=poses,
+        confidence=known.astype(np.float32),
+        reason=np.where(known, SFM, NOT_FOUND),
+        scale_known=True,
+        carried_by="",
+    )
 
 
 def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
