@@ -43,10 +43,18 @@ def take_tracked(source: Run, target: Run) -> None:
         target.finish(name, stamp.key, (folder.name,), stamp.seconds, stamp.notes, stamp.reasons)
 
 
+def option(name: str, value: str) -> list[str]:
+    """A setting as the command line has it; switches have no value there."""
+    if value not in ("True", "False"):
+        return [f"--{name}", value]
+    table, _, switch = name.rpartition(".")
+    return [f"--{table}.{'' if value == 'True' else 'no-'}{switch.replace('_', '-')}"]
+
+
 def run_clip(clip: Path, source: Path, root: Path, method: str, given: list[str], fresh: bool) -> dict[str, Any]:
     """Fit and score one clip by one method."""
     take_tracked(Run(source), Run(root))
-    options = [part for s in given for part in (f"--{s.partition('=')[0]}", s.partition("=")[2])]
+    options = [part for s in given for part in option(*s.split("=", 1))]
     truth = clip / "gt.npz"
     row: dict[str, Any] = {}
     for name in ("fit", "evaluate"):

@@ -6,7 +6,7 @@ import torch
 from handhold.geometry.rigid import so3_exp
 from handhold.kernels.splat_torch import shade
 from handhold.render import splat
-from handhold.shapes.gaussians import Gaussians, axes_of, concatenate, rotate_sh
+from handhold.shapes.gaussians import Gaussians, axes_of, concatenate, eigenvectors, rotate_sh
 
 D = torch.float64
 
@@ -139,3 +139,16 @@ def test_wrong_shapes_are_named_and_parts_join():
     with pytest.raises(ValueError, match="second size"):
         rotate_sh(torch.zeros(2, 5, 3), torch.eye(3))
     assert len(concatenate([g, g.mirrored()])) == 80
+
+
+def test_eigenvectors_are_those_of_eigh():
+    g = torch.Generator().manual_seed(3)
+    half = torch.randn(300, 3, 3, generator=g, dtype=torch.float64) * torch.tensor([1.0, 1e-2, 1e-5]).double()
+    cov = half @ half.mT
+    cov[0], cov[1], cov[2] = 0, torch.eye(3), torch.diag(torch.tensor([1.0, 3.0, 2.0]))
+    axes = eigenvectors(cov)
+    assert torch.allclose(axes.mT @ axes, torch.eye(3).double().expand(300, 3, 3), atol=1e-12)
+    local = axes.mT @ cov @ axes
+    want = torch.linalg.eigvalsh(cov).flip(-1)
+    size = cov.abs().amax((1, 2)) + 1e-30
+    assert ((local - torch.diag_embed(want)).abs().amax((1, 2)) < 1e-10 * size).all()

@@ -36,15 +36,15 @@ from .surfels import OBJECT, ObjectBase, ObjectPoses, image_loss
 
 POSE_LR = 1e-3  # object: radians, and object radii, per step
 TURN_LR, SHIFT_LR = 6e-3, 1e-3  # hands: radians and metres per step
-SURE_SHIFT, SURE_TURN = 0.02, 0.3  # metres and radians off the tracked hand that cost as much as WEIGHTS["tracked"]
+SURE_SHIFT, SURE_TURN = 0.02, 0.12  # metres and radians off the tracked hand that cost as much as WEIGHTS["tracked"]
 EVERY, GROWTH = 100, 0.7  # steps between changes of the Gaussians' number, and the share of a stage with any
 PRIOR_SIZE = 128  # pixels of the pictures shown to a prior
 WEIGHTS = {
     "tracked": 0.02,  # hands stay near the tracked pose
     "limits": 0.1,  # joints stay within a hand's
     "steady": 0.02,  # of velocity changes, radians and centimetres squared
-    "contact": 3.0,  # per metre
-    "overlap": 10.0,  # per metre
+    "contact": 0.5,  # per metre
+    "overlap": 1.5,  # per metre
     "skinning": 100.0,  # weights stay the template's
     "smooth": 0.02,  # a hand's colours are like their surroundings'
 }

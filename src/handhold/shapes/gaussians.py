@@ -102,7 +102,7 @@ def axes_of(cov: Tensor) -> tuple[Tensor, Tensor]:
     and, unlike that of `eigh`, finite where eigenvalues meet.
     """
     with torch.no_grad():
-        axes = _eigenvectors(cov.double()).to(cov)
+        axes = eigenvectors(cov.double()).to(cov)
     local = axes.transpose(1, 2) @ cov @ axes  # diagonal, but for the change that autograd sees
     variance = local.diagonal(dim1=1, dim2=2)
     scales = variance.clamp(min=torch.finfo(cov.dtype).tiny).sqrt()
@@ -118,7 +118,7 @@ def axes_of(cov: Tensor) -> tuple[Tensor, Tensor]:
     return quats, scales
 
 
-def _eigenvectors(m: Tensor, sweeps: int = 4) -> Tensor:
+def eigenvectors(m: Tensor, sweeps: int = 4) -> Tensor:
     """(N,3,3) right-handed columns, by descending eigenvalue, of symmetric (N,3,3): the cyclic Jacobi method (Golub and
     Van Loan, "Matrix Computations", 8.5), over all matrices at once, which LAPACK's `eigh` takes one by one.
     """
