@@ -38,7 +38,13 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     if config.fit.poses is not None:
         tracks = with_poses(tracks, config.fit.poses)
         config = replace(config, fit=replace(config.fit, pose_lr=0.0))
+    hands = tracks.hands
+    if config.fit.poses is not None and config.method != "bigs":
+        # The size of a tracked hand need not be that of the given poses: it must not carve the object.
+        tracks = replace(tracks, hands={})
+        report.note("Object poses were given: the hands are as tracked, and the object is fitted without them.")
     result = METHODS[config.method](sequence, tracks, config, partial(_part, report, 0.0, 0.95))
+    result = replace(result, hands=result.hands or hands)
     for note in result.notes:
         report.note(note)
     for doubt in result.doubts:
