@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from handhold.scene import save_npz
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -20,7 +22,7 @@ def load(name: str):
 def test_every_example_is_short_and_run_here():
     files = sorted(EXAMPLES.glob("*.py"))
     run_here = ["01_hand_model", "02_run_and_read_scene", "03_splat", "04_volume", "05_pose_from_silhouette"]
-    run_here += ["06_synthetic"]
+    run_here += ["06_synthetic", "07_novel_views"]
     assert [p.stem for p in files] == run_here, "run the new one here"
     assert all(len(p.read_text(encoding="utf-8").splitlines()) <= 80 for p in files)
 
@@ -62,6 +64,18 @@ def test_volume(tmp_path):
 def test_pose_from_silhouette(tmp_path):
     degrees, millimetres = load("05_pose_from_silhouette").main(str(tmp_path / "hand.png"), size=96, steps=80)
     assert degrees < 1.0 and millimetres < 1.5
+
+
+def test_novel_views(tmp_path):
+    from tiny_scene import made
+
+    scene, splats = made()
+    scene.save(tmp_path / "scene.npz")
+    for name, g in splats.items():
+        save_npz(tmp_path / "3_fit" / f"{name}_gaussians.npz", g.arrays())
+    seen, hidden = load("07_novel_views").main(str(tmp_path), str(tmp_path / "views.png"))
+    assert 0.02 < seen < hidden < 0.5
+    assert (tmp_path / "views.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

@@ -50,6 +50,17 @@ def test_a_scene_comes_back(scene, tmp_path):
     assert not floats
 
 
+def test_hand_colours_come_back_and_files_without_them_load(scene, tmp_path):
+    scene.save(tmp_path / "old.npz")
+    assert Scene.load(tmp_path / "old.npz").bodies["left"].shape.colors is None
+    hand = scene.bodies["left"]
+    colors = np.random.default_rng(1).random((7, 3)).astype(np.float32)
+    painted = replace(hand, shape=replace(hand.shape, colors=colors))
+    replace(scene, bodies={"left": painted}).save(tmp_path / "new.npz")
+    assert (Scene.load(tmp_path / "new.npz").bodies["left"].shape.colors == colors).all()
+    assert set(load_npz(tmp_path / "new.npz")) - set(load_npz(tmp_path / "old.npz")) == {"hand.left.colors"}
+
+
 def test_others_may_read_it_as_they_may_read_any_file(scene, tmp_path):
     old = os.umask(0o022)
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from .config import (
     HoldConfig,
     Method,
     PrepareConfig,
+    RenderConfig,
     TrackConfig,
     preset,
     read_toml,
@@ -28,7 +29,7 @@ from .config import (
 
 Bare = tyro.conf.arg(name="")  # a table whose settings are given without its name: --stride, not --prepare.stride
 SETTINGS = ("prepare", "track", "fit", "evaluate", "export", "bigs", "hold", "method", "seed", "device")
-COMMANDS = ("run", *STAGES, "demo", "synth", "train", "convert", "assets", "doctor")
+COMMANDS = ("run", *STAGES, "demo", "render", "synth", "train", "convert", "assets", "doctor")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class RunArgs(_Settings, _Common):
     """Reconstruct the hands and the object of a video: prepare, track, fit, evaluate and export."""
 
     video: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="VIDEO")] = tyro.MISSING
-    """Video file, or folder of png or jpg frames."""
+    """Video file, folder of png or jpg frames, or a build/ folder of HOLD."""
     out: Path | None = None
     """Run folder; runs/<name of the video> by default. The same command goes on where it stopped."""
 
@@ -81,7 +82,7 @@ class StageArgs(_Settings, _Common):
     """One stage of a run folder, with the settings of that run unless others are given."""
 
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = tyro.MISSING
-    """Run folder; for `prepare` also a video, whose run folder is --out."""
+    """Run folder; for `prepare` also a video or a build/ folder of HOLD, whose run folder is --out."""
     out: Path | None = None
     """Run folder when the target is a video; runs/<name of the video> by default."""
 
@@ -92,6 +93,21 @@ class DemoArgs(_Settings, _Common):
 
     out: Path = Path("runs/demo")
     """Run folder."""
+
+
+@dataclass(frozen=True)
+class RenderArgs(RenderConfig):
+    """Draw a finished run from other cameras, with hands in other poses or without a body; on the CPU."""
+
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = tyro.MISSING
+    """Run folder whose `fit` is done."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    json: bool = False
+    """Print one JSON object with the result on stdout, and nothing else there."""
+
+    def order(self) -> RenderConfig:
+        return RenderConfig(**{f.name: getattr(self, f.name) for f in fields(RenderConfig)})
 
 
 @dataclass(frozen=True)
@@ -179,16 +195,17 @@ class TrainArgs:
 
 @dataclass(frozen=True)
 class ConvertArgs:
-    """Make a checkpoint of ours of a public one: HaMeR and WiLoR (.ckpt), METRO (.bin). Runs none of the code in it."""
+    """Make our checkpoint of a public one (HaMeR, WiLoR, METRO), running none of its code, or HOLD's build of a run."""
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")] = tyro.MISSING
-    """The public checkpoint."""
+    """The public checkpoint, or the run folder."""
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")] = tyro.MISSING
-    """File to write, .safetensors."""
-    kind: Literal["auto", "hamer", "wilor", "metro", "graphormer"] = "auto"
-    """Whose checkpoint it is; `auto` finds out."""
+    """File to write, .safetensors; for HOLD a new folder, code/data/NAME/build."""
+    kind: Literal["auto", "hamer", "wilor", "metro", "graphormer", "hold-build"] = "auto"
+    """Whose checkpoint it is; `auto` finds out, and takes a run folder for hold-build."""
     mano: Path | None = None
-    """Your MANO_RIGHT.pkl, which METRO and Mesh Graphormer need."""
+    """Your MANO_RIGHT.pkl, which METRO and Mesh Graphormer need. For HOLD, hands are posed by it (MANO_LEFT.pkl is
+    looked for beside it); without it they keep the open hand's angles, which MANO takes for another pose."""
     sampling: Path | None = None
     """mano_downsampling.npz of METRO's repository, which METRO and Mesh Graphormer need."""
     dtype: Literal["float32", "float16"] = "float32"
@@ -221,7 +238,7 @@ def parser_inputs(base: Config | None = None) -> tuple[dict[str, Any], dict[str,
     """Subcommand names -> argument classes, and names -> defaults taken from a configuration."""
     c = base if base is not None else Config()
     settings = {f: getattr(c, f) for f in SETTINGS}
-    kinds = {"run": RunArgs, **dict.fromkeys(STAGES, StageArgs), "demo": DemoArgs}
+    kinds = {"run": RunArgs, **dict.fromkeys(STAGES, StageArgs), "demo": DemoArgs, "render": RenderArgs}
     kinds |= {"synth": SynthArgs, "train": TrainArgs, "convert": ConvertArgs}
     kinds |= {"assets": AssetsArgs, "doctor": DoctorArgs}
     defaults = {name: kind(**settings) if issubclass(kind, _Settings) else kind() for name, kind in kinds.items()}

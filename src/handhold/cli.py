@@ -1,4 +1,4 @@
-"""The command line: `handhold run VIDEO`, each stage alone, and demo, synth, train, convert, assets, doctor.
+"""The command line: `handhold run VIDEO`, each stage alone, and demo, render, synth, train, convert, assets, doctor.
 
 Exit codes: 0 ok (also for a result marked partial), 2 wrong usage, 3 unusable input, 130 stopped by Ctrl-C.
 Nothing heavy is imported before the arguments are known.
@@ -20,6 +20,7 @@ from .arguments import (
     ConvertArgs,
     DemoArgs,
     DoctorArgs,
+    RenderArgs,
     RunArgs,
     StageArgs,
     SynthArgs,
@@ -82,6 +83,32 @@ def _demo(command: str, args: DemoArgs, argv: list[str]) -> int:
     prepare = replace(args.prepare, K=args.prepare.K or clip / "K.txt")
     evaluate = replace(args.evaluate, truth=args.evaluate.truth or clip / "gt.npz")
     return _pipeline(replace(args, prepare=prepare, evaluate=evaluate), clip / "video.mp4", args.out)
+
+
+def _render(command: str, args: RenderArgs, argv: list[str]) -> int:
+    from .errors import UnusableInput
+    from .progress import make_progress
+    from .runs import Run, is_run
+
+    if not is_run(args.target):
+        how = f"make one with `handhold run VIDEO --out {args.target}`"
+        raise UnusableInput(f"{args.target} is not a run folder; {how}.")
+    from .view.novel_files import render_run
+
+    report = make_progress(None, args.quiet or args.json)
+    report.begin("render")
+    ended = "failed"
+    try:
+        told = render_run(Run(args.target), args.order(), report)
+        ended = "done"
+    finally:
+        report.end(ended)
+        report.close()
+    if args.json:
+        print(json.dumps({"ok": True, **told}))
+    elif not args.quiet:
+        print(told["folder"])
+    return 0
 
 
 def _synth(command: str, args: SynthArgs, argv: list[str]) -> int:
@@ -154,10 +181,26 @@ def _train(command: str, args: TrainArgs, argv: list[str]) -> int:
 
 
 def _convert(command: str, args: ConvertArgs, argv: list[str]) -> int:
+    from .runs import is_run
+
+    if args.kind == "hold-build" or (args.kind == "auto" and is_run(args.source)):
+        return _hold_build(args)
     from .regressors.adapters import convert_checkpoint
 
     made = convert_checkpoint(args.source, args.target, args.kind, args.mano, args.sampling, args.dtype)
     print(json.dumps({"ok": True, "file": str(args.target)} | made) if args.json else args.target)
+    return 0
+
+
+def _hold_build(args: ConvertArgs) -> int:
+    from .runs import open_run
+    from .stages.hold_build import write_hold_build
+
+    notes = write_hold_build(open_run(args.source), args.target, args.mano)
+    if args.json:
+        print(json.dumps({"ok": True, "kind": "hold-build", "folder": str(args.target), "notes": list(notes)}))
+    else:
+        print("\n".join([*(f"note: {note}" for note in notes), str(args.target)]))
     return 0
 
 
@@ -192,6 +235,7 @@ def _doctor(command: str, args: DoctorArgs, argv: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[str, Any, list[str]], int]] = {
     "run": _run,
     "demo": _demo,
+    "render": _render,
     "synth": _synth,
     "train": _train,
     "convert": _convert,
@@ -226,7 +270,8 @@ def summarize(result: Any) -> dict[str, Any]:
         told = json.loads(result.run.metrics_path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         told = {}
-    names = ("scene.npz", "scene.glb", "object.ply", "object_splat.ply", "metrics.json", "report.html", "preview.mp4")
+    bodies = [f"{body}{kind}.ply" for body in ("object", "right", "left") for kind in ("", "_splat")]
+    names = ("scene.npz", "scene.glb", *bodies, "metrics.json", "report.html", "preview.mp4")
     return {
         "ok": True,
         "run": str(root),
@@ -264,7 +309,10 @@ def _fail(message: str, code: int, as_json: bool) -> None:
 
 
 def _default_out(video: Path) -> Path:
-    return Path("runs") / (Path(video).stem or "run")
+    video = Path(video)
+    if video.name == "build" and (video / "data.npy").is_file():  # HOLD's folder: the sequence is the one around it
+        video = video.absolute().parent
+    return Path("runs") / (video.stem or "run")
 
 
 if __name__ == "__main__":

@@ -125,6 +125,40 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class RenderConfig:
+    """New pictures of a finished scene (`handhold render`); no stage, so not part of `Config`."""
+
+    camera: str = "input"
+    """`input` is the video's own, `orbit` goes round the bodies once, or a .npz or .json file with `world_from_cam`
+    (4,4) or (N,4,4) and perhaps `K`, `size`."""
+    frames: str = "all"
+    """Which frames of the clip, counted from 0: `all`, `12`, `0:48:2` or `3,7,9`. One frame is seen by all cameras."""
+    without: tuple[Literal["right", "left", "object"], ...] = ()
+    """Bodies to leave out."""
+    pose: str | None = None
+    """Pose the hands anew: `rest`, `open`, `fist`, `point`, or a .npz or .json file with poses, scene.npz for one."""
+    outputs: tuple[Literal["color", "depth", "masks", "normals"], ...] = ("color",)
+    """What to write; depth and masks also of each body as if it were alone."""
+    draw: Literal["auto", "splats", "meshes"] = "auto"
+    """Gaussians or meshes; `auto` takes Gaussians where every body has some."""
+    size: tuple[int, int] | None = None
+    """Width and height of the pictures; those of the video by default."""
+    background: tuple[int, int, int] = (24, 27, 33)
+    """sRGB colour behind the bodies."""
+    png: bool = False
+    """Also write colour pictures as PNG, beside color.mp4."""
+    posed_splats: bool = False
+    """Also write the bodies' Gaussians where they are in each frame, world frame, as 3DGS .ply."""
+    out: Path | None = None
+    """Folder to write; render/ in the run folder by default."""
+
+    def __post_init__(self) -> None:
+        require(self.size is None or all(16 <= n <= 4096 for n in self.size), "size must be 16 to 4096")
+        require(all(0 <= c <= 255 for c in self.background), "background must be 0 to 255")
+        require(bool(self.outputs), "outputs must name something to write")
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that decides a result, apart from the video."""
 

@@ -20,8 +20,7 @@ settings, its input files or the outputs of the stage before have changed (see r
 folder survives a kill with the same key, and it must validate the checkpoints it finds there.
 
 Files by which stages meet: `stages.prepare.load_prepared(run) -> Sequence`; `2_track/` is between track and fit; fit
-writes `scene.npz` with `Scene.save` and, for the export of splats, `3_fit/object_gaussians.npz` (the arguments of
-`export.splats.write_splats`: means, quats, scales, opacities, colors).
+writes `scene.npz` with `Scene.save` and, for splats and new views, `3_fit/<body>_gaussians.npz` (docs/formats.md).
 """
 
 from __future__ import annotations
@@ -78,7 +77,10 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         "export",
         "handhold.stages.export:export",
-        ("object.ply", "object_splat.ply", "scene.glb", "preview.mp4", "report.html"),
+        (
+            *(f"{body}{kind}.ply" for body in ("object", "right", "left") for kind in ("", "_splat")),
+            *("scene.glb", "preview.mp4", "report.html"),
+        ),
         ("export",),
     ),
 )

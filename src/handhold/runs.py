@@ -8,7 +8,7 @@ only the stage it hit.
 
     runs/<name>/
       run.json  events.jsonl  stamps/  1_prepare/  2_track/  3_fit/
-      scene.npz  scene.glb  object.ply  object_splat.ply  metrics.json  report.html  preview.mp4
+      scene.npz  scene.glb  <body>.ply  <body>_splat.ply  metrics.json  report.html  preview.mp4  render/
 """
 
 from __future__ import annotations

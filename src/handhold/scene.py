@@ -157,6 +157,8 @@ class Scene:
                     k + "transl": np.asarray(m.transl, np.float32),
                     k + "model": np.asarray(m.model),
                 }
+                if body.shape.colors is not None:
+                    out[k + "colors"] = np.asarray(body.shape.colors, np.float32)
             else:
                 k = f"{name}."
                 s = body.shape
@@ -199,7 +201,8 @@ class Scene:
                     z[k + "vertices"],
                     z[k + "joints"],
                 )
-                bodies[side] = Body(Mesh(z[k + "vertices"][0], z[k + "faces"]), motion, *_frame_state(z, k, n))
+                mesh = Mesh(z[k + "vertices"][0], z[k + "faces"], z.get(k + "colors"))
+                bodies[side] = Body(mesh, motion, *_frame_state(z, k, n))
             if "object.vertices" in z:
                 mesh = Mesh(z["object.vertices"], z["object.faces"], z.get("object.colors"), z.get("object.observed"))
                 motion, same = Rigid(z["object.world_from_object"]), z.get("object.ambiguous")

@@ -21,8 +21,8 @@ import torch
 
 from handhold.errors import UnusableInput
 from handhold.hand import HandModel, load_mano
+from handhold.pickled import read_object_arrays
 from handhold.regressors import _convert, adapters, checkpoints, metro, parametric, wilor
-from handhold.regressors._pickled import read_object_arrays
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "hand"))

@@ -136,7 +136,14 @@ def test_a_hand_body_is_the_model(clip):
 def result(cam_from_object, **kw) -> SimpleNamespace:
     mesh = Mesh(np.eye(3, dtype=np.float32), np.array([[0, 1, 2]], np.int32))
     confidence = np.array([1, 0.9, 0.8, 0.5 * MIN_CONFIDENCE, 0.9, 1])
-    kw = {"mesh": mesh, "hands": {}, "object_reason": np.array(["sfm"] * COUNT), "ambiguous": (), **kw}
+    kw = {
+        "mesh": mesh,
+        "hands": {},
+        "object_reason": np.array(["sfm"] * COUNT),
+        "ambiguous": (),
+        "hand_colors": {},
+        **kw,
+    }
     return SimpleNamespace(cam_from_object=cam_from_object, object_confidence=confidence, **kw)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -125,7 +125,9 @@ def _add_hand(gltf: _Gltf, scene: Scene, side: str, rig: HandRig, times: int) ->
     if not off < 0.02:
         raise ValueError(f"the {side} hand's rig does not give the scene's vertices: they differ by {1e3 * off:.0f} mm")
 
-    mesh = gltf.mesh(f"{side} hand", Mesh(rig.vertices, body.shape.faces), rig.weights, HAND_COLORS[side])
+    shape = replace(body.shape, vertices=rig.vertices)
+    color = HAND_COLORS[side] if shape.colors is None else (255, 255, 255)
+    mesh = gltf.mesh(f"{side} hand", shape, rig.weights, color)
     parents = np.asarray(rig.parents)
     local = np.where((parents < 0)[:, None, None], HALF_TURN @ frames, np.linalg.inv(frames[:, parents]) @ frames)
     bind = np.tile(np.eye(4), (len(parents), 1, 1))

@@ -1,4 +1,4 @@
-"""`object.ply`: the coloured surface, and the little mesh arithmetic that exporters and viewers share."""
+"""`<body>.ply`: the coloured surfaces, and the little mesh arithmetic that exporters and viewers share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import os
 import numpy as np
 
 from ..files import write_atomically
+from ..geometry.meshes import fill_holes
 from ..scene import Mesh
 
 
-def write_ply(path: str | os.PathLike, mesh: Mesh) -> None:
-    """Write a triangle mesh as binary little-endian PLY. Atomic.
+def write_ply(path: str | os.PathLike, mesh: Mesh, frame: str = "object frame") -> None:
+    """Write a triangle mesh as binary little-endian PLY, with the name of its frame as a comment. Atomic.
 
     Vertex properties: x y z float (metres), red green blue uchar (sRGB), observed uchar.
     `observed` is 0 on surface that no frame has seen. A mesh without colours is grey, one without `observed` all seen.
@@ -27,13 +28,25 @@ def write_ply(path: str | os.PathLike, mesh: Mesh) -> None:
     lines = [
         "ply",
         "format binary_little_endian 1.0",
-        "comment handhold: object frame, metres, sRGB",
+        f"comment handhold: {frame}, metres, sRGB",
         f"element vertex {len(points)}",
     ]
     lines += [f"property float {k}" for k in "xyz"]
     lines += [f"property uchar {k}" for k in ("red", "green", "blue", "observed")]
     lines += [f"element face {len(triangles)}", "property list uchar int vertex_indices", "end_header", ""]
     write_atomically(path, "\n".join(lines).encode() + points.tobytes() + triangles.tobytes())
+
+
+def sealed(mesh: Mesh) -> Mesh:
+    """Watertight: each hole closed by a fan around one new vertex, the mean of its ring (`HandModel.sealed`)."""
+    faces, rings = fill_holes(np.asarray(mesh.faces), len(mesh.vertices))
+
+    def extended(values: np.ndarray) -> np.ndarray:
+        return np.concatenate([values, *(values[r].mean(0, keepdims=True) for r in rings)])
+
+    colors = None if mesh.colors is None else extended(np.asarray(mesh.colors))
+    seen = None if mesh.observed is None else extended(np.asarray(mesh.observed, np.float32)) > 0.5
+    return Mesh(extended(np.asarray(mesh.vertices)), faces, colors, seen)
 
 
 def check_mesh(vertices: np.ndarray, faces: np.ndarray) -> None:

@@ -1,4 +1,4 @@
-"""`object_splat.ply`: Gaussians in the field layout of 3D Gaussian Splatting (Kerbl et al., SIGGRAPH 2023)."""
+"""`<body>_splat.ply`: Gaussians in the field layout of 3D Gaussian Splatting (Kerbl et al., SIGGRAPH 2023)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def write_splats(
 ) -> None:
     """Write Gaussians as a 3DGS .ply (spherical harmonics of degree 0). Atomic.
 
-    means (N,3) metres in the object frame; quats (N,4) wxyz, any length; scales (N,3) standard deviations in metres;
+    means (N,3) metres; quats (N,4) wxyz, any length; scales (N,3) standard deviations in metres;
     opacities (N,) in [0,1]; colors (N,3) sRGB in [0,1], as seen. Stored as 3DGS viewers expect: log scales, logit
     opacities, (color - 0.5) / SH_C0. Gaussians with a value that is not finite are left out.
     """

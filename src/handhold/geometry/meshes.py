@@ -119,6 +119,21 @@ def fill_holes(faces: np.ndarray, n_vertices: int) -> tuple[np.ndarray, list[np.
     return np.concatenate([np.asarray(faces), *fans]).astype(np.asarray(faces).dtype), rings
 
 
+def subdivide(faces: np.ndarray, n_vertices: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every triangle (T,3) into four by the middles of its edges.
+
+    Returns parents (V',2), of which each new vertex is the middle, and faces (4T,3). The first `n_vertices` vertices
+    are the old ones, their own parents twice, so that any values of vertices carry over: the parents' mean.
+    """
+    f = np.asarray(faces)
+    sides = np.sort(np.concatenate([f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]]]), 1)
+    found, which = np.unique(sides, axis=0, return_inverse=True)
+    ab, bc, ca = (n_vertices + which.reshape(3, -1)).astype(f.dtype)
+    a, b, c = f.T
+    finer = np.concatenate([np.stack(x, 1) for x in ((a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca))])
+    return np.concatenate([np.arange(n_vertices)[:, None].repeat(2, 1), found]), finer
+
+
 def sample_surface(
     vertices: Tensor, faces: Tensor, count: int, generator: torch.Generator | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,40 +16,19 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.spatial import cKDTree
 from torch import Tensor
 
-from ..geometry.meshes import area, interpolate, sample_surface, vertex_normals
-from ..geometry.rigid import quat_from_matrix, quat_multiply, so3_exp
-from ..losses import l1, ssim
+from ..geometry.meshes import area
+from ..geometry.rigid import quat_from_matrix, quat_multiply
 from ..render import Splatted, splat
 from ..scene import Mesh, Sequence
 from ..shapes.gaussians import Gaussians, concatenate
 from ..shapes.sdf_fit import shading
+from .bound import HandGaussians, on_triangles
 from .crops import View, crops, median_color
+from .surfels import OBJECT, Free, ObjectBase, ObjectPoses, even_samples, image_loss
 
-OBJECT = 0  # body id; hands follow in the order of `hands`
-_THIN = 0.1  # thickness of a disc over the spacing of discs
-_OPACITY = 0.95  # at the start, as a logit:
-_LOGIT = float(np.log(_OPACITY / (1 - _OPACITY)))
-_SIZE = float(np.log(0.6))  # log of a disc's standard deviation over the spacing, at the start
 _WARM = 0.35  # share of the iterations before poses move: they are better than the first colours
-
-
-@dataclass(frozen=True)
-class HandGaussians:
-    """Gaussians bound to a mesh's triangles: they follow wherever the mesh is posed. Lengths in metres."""
-
-    faces: np.ndarray  # (T,3) of the mesh they are bound to
-    face: Tensor  # (N,) int64 triangle of each
-    bary: Tensor  # (N,3) barycentric weights of the foot point
-    offsets: Tensor  # (N,3) from the foot point, in the triangle's frame (x along its first edge, z its normal)
-    quats: Tensor  # (N,4) wxyz, in the triangle's frame
-    scales: Tensor  # (N,3) standard deviations
-    opacities: Tensor  # (N,)
-    colors: Tensor  # (N,3) in [0,1]
-    id: int
 
 
 @dataclass(frozen=True)
@@ -64,15 +43,6 @@ class Appearance:
     psnr: float  # dB, pixels labelled object or hand, frames held out of the colours
     psnr_object: float  # dB, the object's pixels alone
     iou: float  # object's visible mask against its label, all frames
-
-
-def pose_hand(g: HandGaussians, vertices: Tensor | np.ndarray) -> Gaussians:
-    """The hand's Gaussians where the mesh's `vertices` (V,3) are, in their frame."""
-    v = torch.as_tensor(np.asarray(vertices), dtype=torch.float32)
-    foot, rot, quat = _on_triangles(v, g.faces, g.face, g.bary)
-    means = foot + (rot @ g.offsets[..., None])[..., 0]
-    ids = torch.full((len(foot),), g.id, dtype=torch.int64)
-    return Gaussians(means, quat_multiply(quat, g.quats), g.scales, g.opacities, g.colors, ids)
 
 
 def lit(g: Gaussians, light: Tensor, gain: Tensor | np.ndarray) -> Gaussians:
@@ -107,9 +77,9 @@ def fit_appearance(
     if not any(v.has_object for v in views):
         raise ValueError("no frame has both an object pose and an object mask")
     generator = torch.Generator().manual_seed(seed)
-    body = _object_surfels(mesh, count, generator)
+    body = _ObjectSurfels(ObjectBase.on(mesh, count, generator))
     gloves = {s: _HandSurfels(v, f, hand_count, median_color(sequence, s), generator) for s, (v, f) in hands.items()}
-    poses = _Poses(cam_from_object, body, views)
+    poses = ObjectPoses(cam_from_object, body.base.points, views)
     m = _Model(
         body,
         gloves,
@@ -119,9 +89,9 @@ def fit_appearance(
     )
     discs = [body, *gloves.values()]
     groups = [
-        {"params": [d.color for d in discs] + [d.opacity for d in discs], "lr": 0.05},
-        {"params": [d.offset for d in discs], "lr": 0.02},
-        {"params": [d.size for d in discs] + [d.spin for d in discs], "lr": 0.01},
+        {"params": [d.free.color for d in discs] + [d.free.opacity for d in discs], "lr": 0.05},
+        {"params": [d.free.offset for d in discs], "lr": 0.02},
+        {"params": [d.free.size for d in discs] + [d.free.spin for d in discs], "lr": 0.01},
         {"params": [m.light, *m.gains.values()], "lr": 5e-3},
         {"params": [*poses.rotation.values(), *poses.shift.values()], "lr": pose_lr},
     ]
@@ -139,9 +109,7 @@ def fit_appearance(
         move = refine_poses and view.has_object and k >= _WARM * total
         if view.held_out and not move:
             continue
-        loss = view.weight * _image_loss(
-            view, _render(view, m, m.gains[view.frame], learn=not view.held_out, move=move)
-        )
+        loss = view.weight * image_loss(view, _render(view, m, m.gains[view.frame], learn=not view.held_out, move=move))
         if not view.held_out:
             loss = loss + sum(d.prior() for d in discs) + 1e-3 * m.light.square().sum()
             loss = loss + 0.02 * m.gains[view.frame].square().sum()
@@ -161,45 +129,29 @@ def fit_appearance(
 
 
 class _Surfels:
-    """Discs around base points: the free values of each, without units (lengths over `spacing`)."""
+    """Discs around base points."""
 
     def __init__(self, colors: Tensor, spacing: float):
-        n = len(colors)
         self.spacing = spacing
-        self.offset = torch.zeros(n, 3, requires_grad=True)
-        self.size = torch.full((n, 2), _SIZE, requires_grad=True)
-        self.spin = torch.zeros(n, requires_grad=True)
-        self.opacity = torch.full((n,), _LOGIT, requires_grad=True)
-        self.start = colors.clamp(0.01, 0.99).logit()
-        self.color = self.start.clone().requires_grad_(True)
+        self.free = Free(*(x.clone().requires_grad_(True) for x in Free.of(colors)))
+        self.start = self.free.color.detach().clone()
 
     def local(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Offsets, quats (in the base frame), scales, opacities, colours."""
-        half = 0.5 * self.spin
-        zero = torch.zeros_like(half)
-        quats = torch.stack([half.cos(), zero, zero, half.sin()], -1)
-        scales = torch.cat([self.size.exp(), torch.full_like(self.size[:, :1], _THIN)], 1) * self.spacing
-        return self.offset * self.spacing, quats, scales, self.opacity.sigmoid(), self.color.sigmoid()
+        return self.free.local(self.spacing)
 
     def prior(self) -> Tensor:
-        """Stay on the surface, of one size, opaque, and of the first colour where no picture says another."""
-        place = 0.05 * self.offset.square().mean() + 0.02 * (self.size - _SIZE).square().mean()
-        return place + 1e-3 * ((self.opacity - _LOGIT).square().mean() + (self.color - self.start).square().mean())
+        return self.free.prior(self.start)
 
 
 class _ObjectSurfels(_Surfels):
-    def __init__(self, points: Tensor, normals: Tensor, colors: Tensor, observed: Tensor, spacing: float):
-        super().__init__(colors, spacing)
-        self.points, self.rot, self.observed = points, _frames(normals), observed[:, None]
-        self.quat = quat_from_matrix(self.rot)
+    def __init__(self, base: ObjectBase):
+        super().__init__(base.colors, base.spacing)
+        self.base = base
 
     def local(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         *rest, colors = super().local()
-        return *rest, torch.where(self.observed, colors, self.start.sigmoid())
-
-    def placed(self, offset: Tensor, spin: Tensor) -> tuple[Tensor, Tensor]:
-        """Means and quats in the object's frame."""
-        return self.points + (self.rot @ offset[..., None])[..., 0], quat_multiply(self.quat, spin)
+        return *rest, torch.where(self.base.observed, colors, self.start.sigmoid())
 
 
 class _HandSurfels(_Surfels):
@@ -211,51 +163,8 @@ class _HandSurfels(_Surfels):
         rest = v[known[0]] if known else torch.randn(v.shape[1:], generator=generator)
         super().__init__(skin.expand(count, 3), float(area(rest, f) / count) ** 0.5)
         self.faces = np.asarray(faces)
-        self.face, self.bary, _ = _even_samples(rest, f, count, generator)
-        self.base = {i: _on_triangles(v[i], self.faces, self.face, self.bary) for i in known}
-
-
-class _Poses:
-    """Small motions of each frame's object about its centre: base @ (rotation, then shift times radius)."""
-
-    def __init__(self, cam_from_object: np.ndarray, body: _ObjectSurfels, views: list[View]):
-        self.start = cam_from_object
-        self.frames = [v.frame for v in views if v.has_object]
-        self.base = {i: torch.from_numpy(cam_from_object[i]).float() for i in self.frames}
-        self.weight = torch.tensor([v.weight for v in views if v.has_object])
-        self.center = 0.5 * (body.points.amin(0) + body.points.amax(0))
-        self.radius = float((body.points - self.center).norm(dim=1).max())
-        self.rotation = {i: torch.zeros(3, requires_grad=True) for i in self.frames}
-        self.shift = {i: torch.zeros(3, requires_grad=True) for i in self.frames}
-
-    def at(self, i: int) -> tuple[Tensor, Tensor]:
-        """Rotation and translation of frame `i`."""
-        r0, t0 = self.base[i][:3, :3], self.base[i][:3, 3]
-        r = so3_exp(self.rotation[i])
-        return r0 @ r, r0 @ (self.center + self.radius * self.shift[i] - r @ self.center) + t0
-
-    def prior(self, i: int) -> Tensor:
-        """Poses are good already."""
-        return self.rotation[i].square().sum() + self.shift[i].square().sum()
-
-    @torch.no_grad()
-    def recentre(self) -> None:
-        """Take out what all frames have in common: it is the object frame's choice, not motion."""
-        w = (self.weight / self.weight.sum())[:, None]
-        for parts in (self.rotation, self.shift):
-            mean = (w * torch.stack([parts[i] for i in self.frames])).sum(0)
-            for i in self.frames:
-                parts[i] -= mean
-
-    def result(self, n: int) -> np.ndarray:
-        out = np.array(self.start, np.float64, copy=True)
-        r0 = torch.from_numpy(out[self.frames])
-        r = so3_exp(torch.stack([self.rotation[i] for i in self.frames]).double())
-        c = self.center.double()
-        shift = c + self.radius * torch.stack([self.shift[i] for i in self.frames]).double() - r @ c
-        out[self.frames, :3, :3] = (r0[:, :3, :3] @ r).numpy()
-        out[self.frames, :3, 3] = ((r0[:, :3, :3] @ shift[..., None])[..., 0] + r0[:, :3, 3]).numpy()
-        return out
+        self.face, self.bary, _ = even_samples(rest, f, count, generator)
+        self.base = {i: on_triangles(v[i], self.faces, self.face, self.bary) for i in known}
 
 
 @dataclass(frozen=True)
@@ -264,63 +173,15 @@ class _Model:
 
     body: _ObjectSurfels
     gloves: dict[str, _HandSurfels]
-    poses: _Poses
+    poses: ObjectPoses
     light: Tensor  # (9,)
     gains: dict[int, Tensor]  # frame -> (3,) logarithms
-
-
-def _object_surfels(mesh: Mesh, count: int, generator: torch.Generator) -> _ObjectSurfels:
-    """Even discs on the mesh, with its colours, and which of them lie on surface that was seen."""
-    v, f = torch.from_numpy(np.asarray(mesh.vertices, np.float32)), torch.from_numpy(np.asarray(mesh.faces)).long()
-    face, bary, points = _even_samples(v, f, count, generator)
-    colors = torch.full_like(v, 0.5) if mesh.colors is None else torch.from_numpy(np.asarray(mesh.colors, np.float32))
-    seen = torch.ones(len(v)) if mesh.observed is None else torch.from_numpy(np.asarray(mesh.observed, np.float32))
-    normals = F.normalize(interpolate(vertex_normals(v, f), f, face, bary), dim=-1)
-    observed = interpolate(seen[:, None], f, face, bary)[:, 0] > 0.5
-    return _ObjectSurfels(
-        points, normals, interpolate(colors, f, face, bary), observed, float(area(v, f) / count) ** 0.5
-    )
-
-
-def _even_samples(v: Tensor, f: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Triangle, weights and point of `count` surface samples, spread by a few steps of Lloyd's algorithm."""
-    points, face, bary = sample_surface(v, f, 6 * count, generator)
-    x = points.double().numpy()
-    chosen = np.arange(count)
-    tree = cKDTree(x)
-    for _ in range(3):
-        owner = cKDTree(x[chosen]).query(x)[1]
-        size = np.maximum(np.bincount(owner, minlength=count), 1)[:, None]
-        mean = np.stack([np.bincount(owner, x[:, a], count) for a in range(3)], -1) / size
-        chosen = tree.query(mean)[1]
-    chosen = torch.from_numpy(chosen)
-    return face[chosen], bary[chosen], points[chosen]
-
-
-def _frames(normals: Tensor) -> Tensor:
-    """(N,3,3) rotations whose third column is the unit normal (Duff et al., JCGT 2017)."""
-    x, y, z = normals.unbind(-1)
-    sign = torch.where(z >= 0, 1.0, -1.0)
-    a = -1 / (sign + z)
-    b = x * y * a
-    first = torch.stack([1 + sign * x * x * a, sign * b, -sign * x], -1)
-    second = torch.stack([b, sign + y * y * a, -y], -1)
-    return torch.stack([first, second, normals], -1)
 
 
 def _normals(quats: Tensor) -> Tensor:
     """(N,3) third column of the rotation of unit quaternions (N,4)."""
     w, x, y, z = quats.unbind(-1)
     return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], -1)
-
-
-def _on_triangles(v: Tensor, faces: np.ndarray, face: Tensor, bary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Foot points (N,3), frames (N,3,3) and their quaternions (N,4): x along the first edge, z the normal."""
-    corner = v[torch.from_numpy(faces).long()[face]]
-    x = F.normalize(corner[:, 1] - corner[:, 0], dim=-1)
-    z = F.normalize(torch.linalg.cross(x, corner[:, 2] - corner[:, 0]), dim=-1)
-    rot = torch.stack([x, torch.linalg.cross(z, x), z], -1)
-    return (corner * bary[..., None]).sum(1), rot, quat_from_matrix(rot)
 
 
 # --- rendering
@@ -332,11 +193,11 @@ def _render(view: View, m: _Model, gain: Tensor, learn: bool, move: bool) -> Spl
     parts = []
     if view.has_object:
         offset, spin, scales, opacities, colors = map(free, m.body.local())
-        x, quats = m.body.placed(offset, spin)
+        x, quats = m.body.base.placed(offset, spin)
         r, t = m.poses.at(view.frame)
         if not move:
             r, t = r.detach(), t.detach()
-        normal = m.body.rot[..., 2] @ r.detach().T
+        normal = m.body.base.rot[..., 2] @ r.detach().T
         parts.append(
             (x @ r.T + t, quat_multiply(quat_from_matrix(r), quats), scales, opacities, colors, normal, OBJECT)
         )
@@ -356,26 +217,6 @@ def _render(view: View, m: _Model, gain: Tensor, learn: bool, move: bool) -> Spl
     return splat(g.means, g.quats, g.scales, g.opacities, g.colors, *camera, ids=g.ids, n_ids=1 + len(m.gloves))
 
 
-def _image_loss(view: View, out: Splatted) -> Tensor:
-    """Colour where the picture and the rendering agree on whose pixel it is, alpha where the masks know it."""
-    color, shares = out.color[0], out.ids[0]
-    mine = (view.label * shares.detach()).sum(-1, keepdim=True)
-    weight = mine * (mine > 0.5)
-    count = weight.mean()
-    loss = 0.0 * color.sum()
-    if count > 1e-3:
-        sure = (weight > 0).float()
-        loss = 0.8 * l1(color, view.image, weight) + 0.2 * (1 - ssim(color * sure, view.image * sure)) / sure.mean()
-    if view.has_object:
-        wrong = view.known * (shares[..., OBJECT] - view.target).square()
-        loss = loss + 0.5 * wrong.sum() / view.target.sum().clamp(min=50)
-    if shares.shape[-1] > 1:
-        on = view.label[..., 1:]
-        over = view.empty[..., None] * shares[..., 1:]
-        loss = loss + 0.1 * ((on * (1 - shares[..., 1:]).square()).sum() + over.square().sum()) / on.sum().clamp(min=50)
-    return loss
-
-
 def _finish(views: list[View], m: _Model, n: int) -> Appearance:
     """Measure, fold the mean light into the colours, and hand the bodies over as plain Gaussians."""
     body, at = m.body, [v.frame for v in views if not v.held_out]
@@ -386,15 +227,17 @@ def _finish(views: list[View], m: _Model, n: int) -> Appearance:
     error = {"all": [0.0, 0], "object": [0.0, 0]}
     inter = union = 0.0
     factor = []
+    shown = {side: torch.zeros(2, len(g.free.color)) for side, g in m.gloves.items()}
     for v in views:
         out = _render(v, m, torch.from_numpy(log_gain[v.frame]).float(), learn=False, move=False)
+        _count_shown(v, out, m, shown)
         if v.has_object:
             drawn, want, known = out.ids[0, ..., OBJECT] > 0.5, v.target > 0.5, v.known > 0
             inter += float((drawn & want & known).sum())
             union += float(((drawn | want) & known).sum())
             r, t = m.poses.at(v.frame)
-            normal = body.rot[..., 2] @ r.T
-            facing = ((normal * (body.points @ r.T + t)).sum(-1) < 0) & body.observed[:, 0]
+            normal = body.base.rot[..., 2] @ r.T
+            facing = ((normal * (body.base.points @ r.T + t)).sum(-1) < 0) & body.base.observed[:, 0]
             if facing.any():
                 factor.append(float(shading(normal[facing], m.light).mean()) * np.exp(log_gain[v.frame]))
         if v.held_out:
@@ -409,12 +252,29 @@ def _finish(views: list[View], m: _Model, n: int) -> Appearance:
         return offset, spin, scales, opacities, (colors * mean).clamp(0, 1)
 
     offset, spin, scales, opacities, colors = plain(*body.local())
-    colors = torch.where(body.observed, colors, body.start.sigmoid())
-    found = Gaussians(*body.placed(offset, spin), scales, opacities, colors, torch.full((len(colors),), OBJECT))
+    colors = torch.where(body.base.observed, colors, body.start.sigmoid())
+    found = Gaussians(*body.base.placed(offset, spin), scales, opacities, colors, torch.full((len(colors),), OBJECT))
     hands = {
-        side: HandGaussians(g.faces, g.face, g.bary, *plain(*g.local()), OBJECT + 1 + k)
+        side: HandGaussians(g.faces, g.face, g.bary, *plain(*g.local()), OBJECT + 1 + k, _is_seen(*shown[side]))
         for k, (side, g) in enumerate(m.gloves.items())
     }
     gain = np.exp(log_gain) / mean.numpy()
-    poses = m.poses.result(n)
+    poses = m.poses.result()
     return Appearance(found, hands, poses, m.light.detach(), gain, psnr["all"], psnr["object"], inter / max(union, 1.0))
+
+
+def _count_shown(v: View, out: Splatted, m: _Model, shown: dict[str, Tensor]) -> None:
+    """Add to (2,N) of each hand in how many pixels a Gaussian is what is seen: of its label, and of any."""
+    first = len(m.body.free.color) if v.has_object else 0
+    for k, (side, g) in enumerate(m.gloves.items()):
+        if v.frame in g.base:
+            which = out.median[0].long() - first
+            on = (which >= 0) & (which < len(g.free.color))
+            mine = on & (v.label[..., OBJECT + 1 + k] > 0)
+            for row, pixels in zip(shown[side], (mine, on), strict=True):
+                row += torch.bincount(which[pixels], minlength=len(row))
+            first += len(g.free.color)
+
+
+def _is_seen(mine: Tensor, anywhere: Tensor) -> Tensor:
+    return (mine >= 4) & (mine > 0.7 * anywhere)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from ..errors import UnusableInput
 from ..hand import HandModel
-from ..scene import Mesh
+from ..scene import SIDES, Mesh, load_npz
+from ..shapes.gaussians import Gaussians
+from ..shapes.skinned import SkinnedGaussians, from_arrays
 from ..tracking.symmetry import Ambiguity
 
 OBJECT_SPLATS = "object_gaussians"  # name of the arrays that become object_splat.ply
+HAND_SPLATS = {side: f"{side}_gaussians" for side in SIDES}  # of those of a hand, `SkinnedGaussians.arrays`
+BONES = 16  # of a hand
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,25 @@ class Fitted:
     doubts: list[str] = field(default_factory=list)  # why the result is only partial
     ambiguous: tuple[Ambiguity, ...] = ()  # turns of the object that no picture tells apart
     arrays: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # name -> what 3_fit/NAME.npz holds
+    hand_colors: dict[str, np.ndarray] = field(default_factory=dict)  # side -> (V,3) sRGB in [0,1], of the open hand
     tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)  # name -> what NAME.safetensors holds
-    hand_colors: dict[str, np.ndarray] = field(default_factory=dict)  # side -> (V,3) sRGB of the skinned mesh
     meshes: dict[str, Mesh] = field(default_factory=dict)  # name -> 3_fit/NAME.ply
+
+
+def fitted_splats(folder: Path, bodies: Iterable[str]) -> dict[str, Gaussians | SkinnedGaussians]:
+    """The Gaussians that `3_fit/` holds of these bodies, ids in this order: hands at rest, the object in its frame.
+
+    Raises `UnusableInput` when a file is broken.
+    """
+    found = {}
+    for k, name in enumerate(bodies):
+        path = folder / f"{HAND_SPLATS.get(name, OBJECT_SPLATS)}.npz"
+        if path.is_file():
+            try:
+                found[name] = from_arrays(load_npz(path, 1 << 30), k, BONES if name in SIDES else 0)
+            except ValueError as e:
+                raise UnusableInput(f"{path} cannot be used: {e}; run the `fit` stage again.") from e
+    return found
 
 
 def posed_hand(side: str, h) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import cv2
 import numpy as np
@@ -30,6 +30,11 @@ class View:
     weight: float
     has_object: bool
     held_out: bool
+
+    def to(self, device: str | torch.device) -> View:
+        """The same with its tensors on a device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return View(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()})
 
 
 def crops(sequence: Sequence, weight: np.ndarray, poses: np.ndarray, hands: dict[str, np.ndarray]) -> list[View]:

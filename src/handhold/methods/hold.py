@@ -23,6 +23,7 @@ from ..shapes.texture import fair_hidden, observe
 from ..tracking.object import ObjectField, beside, refine_object
 from .base import Fitted
 from .crops import median_color
+from .fine import THIN_FINE, THIN_UNSEEN, frame_confidence, prune_unseen
 from .hold_canonical import RigidPoses, SkinnedPoses
 from .hold_fields import Background, GridField, NetworkField, NetworkSize, field_mesh
 from .hold_files import grown, scene_tensors
@@ -31,7 +32,7 @@ from .hold_rays import pixel_table
 from .hold_scene import Density, HoldBody, HoldScene, Sampling
 from .hold_train import Templates, Training, field_eikonal, near_template, train
 from .placing import Placing, enough, place, prune
-from .rigid import THIN_FINE, THIN_UNSEEN, frame_confidence, no_surface, prune_unseen
+from .rigid import no_surface
 from .settings import HoldConfig
 
 PRETRAIN = (Stage(80, 350, (1.2, 0.6), 1.0),)  # of the object's grid, alone

@@ -10,23 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.spatial import cKDTree
+import torch
 
-from ..kernels.grid import SdfGrid
-from ..scene import Mesh, Sequence
-from ..shapes.sdf import nodes, open_thin, surface
-from ..shapes.sdf_fit import SdfFitConfig, Stage
-from ..shapes.texture import fair_hidden, observe
-from ..tracking.object import ObjectField, beside, refine_object
-from ..tracking.symmetry import ambiguities, colour_noise
-from .appearance import fit_appearance
-from .base import OBJECT_SPLATS, Fitted
-from .placing import enough, place, prune
+from ..hand import HandModel
+from ..scene import Sequence
+from ..shapes.sdf_fit import SdfFitConfig
+from ..shapes.skinned import colors_at
+from .appearance import Appearance, fit_appearance
+from .base import HAND_SPLATS, OBJECT_SPLATS, Fitted
+from .bound import skinned_hand
+from .fine import fine_surface
+from .placing import enough, place
 
-FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
 MIN_IOU = 0.5  # of the rendered object with its masks; below, the result is marked partial
-THIN_FINE = 0.0035  # metres: half the thickness below which leftovers beside a hand are removed
-THIN_UNSEEN = 0.008  # metres: likewise, where no frame saw the surface
 
 
 def fit_rigid(
@@ -54,39 +50,14 @@ def fit_rigid(
     start = place(sequence, tracks, config, registration, part(0.0, 0.25))
     notes = list(start.notes)
 
-    # 2. The fine surface.
-    fitted = refine_object(
-        start.obs,
-        start.cam_from_object,
-        start.weight,
-        FINE,
-        config,
-        start.coarse,
-        solids=start.solids,
-        progress=part(0.25, 0.6),
-    )
-    prune(fitted.grid, start.solids, THIN_FINE)
-    mesh, more = surface(fitted.grid)
-    notes += more
-    poses = fitted.cam_from_object
-    confidence = frame_confidence(fitted, start.confidence)
-    if not len(mesh.faces):
+    # 2. The fine surface, its colours, what was seen, and the rest.
+    fine = fine_surface(sequence, start, config, part(0.25, 0.65))
+    mesh, poses, confidence, same = fine.mesh, fine.field.cam_from_object, fine.confidence, fine.ambiguous
+    notes += fine.notes
+    if mesh is None:
         return Fitted(None, poses, confidence, start.reason, start.tracked, notes)
 
-    # 3. Colours, what was seen, and the rest.
-    say(0.6, "surface colours")
-    front, hidden = start.obs.doubtful, start.obs.unknown
-    clear = np.stack([
-        i & ~beside(h) & ~f for i, h, f in zip(sequence.masks["object"], hidden, front, strict=True)
-    ])  # fmt: skip
-    colour = lambda m: observe(m, sequence.frames, clear, sequence.K, poses, start.weight, 2.5 * fitted.grid.h)  # noqa: E731
-    mesh = colour(mesh)
-    if prune_unseen(fitted.grid, mesh, THIN_UNSEEN):
-        mesh = colour(surface(fitted.grid)[0])
-    noise = colour_noise(mesh, sequence.frames, clear, sequence.K, poses)
-    same = ambiguities(mesh, fitted.grid, noise, seed)
-    notes += [a.sentence for a in same]
-    mesh = fair_hidden(mesh)
+    # 3. Gaussians on it.
     if not appearance:
         return Fitted(mesh, poses, confidence, start.reason, start.tracked, notes, ambiguous=same)
     look = fit_appearance(sequence, mesh, poses, start.weight, start.hands, seed=seed, progress=part(0.65, 1.0))
@@ -96,6 +67,7 @@ def fit_rigid(
             f"The object does not explain its masks (IoU {look.iou:.2f}): it may not be one rigid object, or none."
         )
     notes.append(f"Gaussians: {look.psnr:.1f} dB on held-out frames' foreground, object mask IoU {look.iou:.2f}")
+    hands, colors = hand_looks(look, start.tracked)
     return Fitted(
         mesh,
         look.cam_from_object,
@@ -105,31 +77,24 @@ def fit_rigid(
         notes,
         doubts,
         same,
-        {OBJECT_SPLATS: look.object.arrays()},
+        {OBJECT_SPLATS: look.object.arrays(), **hands},
+        colors,
     )
+
+
+def hand_looks(look: Appearance, tracked: dict) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """The hands' Gaussians at rest, as arrays by file name, and the colours of their meshes' vertices by side."""
+    arrays, colors = {}, {}
+    for side, g in look.hands.items():
+        model = HandModel.open(side)
+        rest = model.sealed().with_shape(torch.as_tensor(tracked[side].betas, dtype=model.dtype)).vertices
+        skinned = skinned_hand(g, rest, model.sealed().weights)
+        arrays[HAND_SPLATS[side]] = skinned.arrays()
+        colors[side] = colors_at(skinned.rest, rest[: len(model.v_template)].numpy())
+    return arrays, colors
 
 
 def no_surface(tracks) -> Fitted:
     """The result where too few frames have a pose: tracks as they are."""
     why = ["no object surface: its pose is unknown"]
     return Fitted(None, tracks.cam_from_object, tracks.confidence, tracks.reason, dict(tracks.hands), why)
-
-
-def prune_unseen(grid: SdfGrid, mesh: Mesh, radius: float) -> bool:
-    """Remove what is thin (see `open_thin`) where no frame saw the surface; whether there was any."""
-    if mesh.observed is None or mesh.observed.all() or not mesh.observed.any():
-        return False
-    at = nodes(grid)
-    unseen = cKDTree(mesh.vertices[~mesh.observed]).query(at, workers=-1)[0]
-    seen = cKDTree(mesh.vertices[mesh.observed]).query(at, workers=-1)[0]
-    before = (grid.data[..., 0] < 0).sum()
-    open_thin(grid, (unseen < seen).reshape(grid.R, grid.R, grid.R), radius)
-    return bool((grid.data[..., 0] < 0).sum() < before)
-
-
-def frame_confidence(fitted: ObjectField, prior: np.ndarray) -> np.ndarray:
-    """(F,) tracking's confidence, lowered where the final rendering disagrees with the frame."""
-    e = fitted.error
-    typical = np.nanmedian(e)
-    doubt = np.clip(1.75 - 0.75 * e / max(typical, 1e-6), 0.3, 1.0)
-    return np.where(np.isfinite(e), prior * doubt, 0.0).astype(np.float32)

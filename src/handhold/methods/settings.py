@@ -12,6 +12,40 @@ from ..errors import require
 class BigsConfig:
     """Gaussians of both hands and the object (`--method bigs`)."""
 
+    variant: Literal["plain", "triplane"] = "plain"
+    """Where the Gaussians' values come from: plain is a table for each Gaussian, triplane the paper's feature planes
+    with three decoders."""
+    shared_hands: bool = True
+    """One set of Gaussians for both hands, the left its mirror image; false gives each hand its own."""
+    stage2: bool = True
+    """Draw hands and object together and refine their poses; false stops after each subject alone."""
+    contact: bool = True
+    """Pull together what touches for long, push apart what overlaps."""
+    densify: bool = True
+    """Split and prune the object's Gaussians where the pictures ask for it (plain only)."""
+    alone: int = 6
+    """Steps per frame of the first stage, each subject alone."""
+    together: int = 12
+    """Steps per frame of the second stage."""
+    steps: int = 1500
+    """At most so many steps of both stages, however long the clip."""
+    count: int = 8000
+    """Gaussians of the object at the start."""
+    levels: int = 1
+    """How often the hand's mesh is subdivided: 1609 Gaussians for 0, 6412 for 1."""
+    resolution: int = 256
+    """Texels per axis of the triplane."""
+    features: int = 32
+    """Features per plane of the triplane."""
+
+    def __post_init__(self) -> None:
+        require(self.alone >= 1 and self.together >= 0, "bigs.alone must be at least 1, bigs.together not negative")
+        require(1 <= self.steps <= 1_000_000, "bigs.steps must be between 1 and 1000000")
+        require(100 <= self.count <= 200_000, "bigs.count must be between 100 and 200000")
+        require(0 <= self.levels <= 3, "bigs.levels must be between 0 and 3")
+        require(4 <= self.resolution <= 1024, "bigs.resolution must be between 4 and 1024")
+        require(1 <= self.features <= 64, "bigs.features must be between 1 and 64")
+
 
 @dataclass(frozen=True)
 class HoldConfig:

@@ -1,9 +1,9 @@
 """PyTorch files read without running anything in them, and the process in which a user's checkpoint is converted.
 
-A `.ckpt`, `.pth` or `.bin` file is a pickle with raw arrays beside it. The pickle is read as data (`_pickled`): what
-it would import or call (OmegaConf nodes, optimisers, loggers) stays an inert record. Tensors are then cut out of the
-mapped file, each after its size, stride and place were checked. Both layouts of `torch.save` are read: the zip archive
-(PyTorch 1.6 and later) and the stream of five pickles before it.
+A `.ckpt`, `.pth` or `.bin` file is a pickle with raw arrays beside it. The pickle is read as data (`handhold.pickled`):
+what it would import or call (OmegaConf nodes, optimisers, loggers) stays an inert record. Tensors are then cut out of
+the mapped file, each after its size, stride and place were checked. Both layouts of `torch.save` are read: the zip
+archive (PyTorch 1.6 and later) and the stream of five pickles before it.
 
 `python -m handhold.regressors._convert` runs `adapters.convert_here` on the job in its standard input, under a limit
 on memory and time that its parent sets (`adapters.convert_checkpoint`).
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from ..errors import HandholdError, UnusableInput
-from ._pickled import Inert, as_mapping, run_pickle
+from ..pickled import Inert, as_mapping, run_pickle
 
 MAX_FILE_BYTES = 16 << 30  # the published files are under 3 GiB, with optimiser state under 8
 MAX_PICKLE_BYTES = 256 << 20  # the pickle alone, arrays apart

@@ -33,8 +33,8 @@ from ..files import atomic_file
 from ..hand.assets import load_mano
 from ..hand.joints import OPENPOSE_FROM_MANO
 from ..hand.model import HandModel
+from ..pickled import read_object_arrays
 from . import checkpoints, parametric
-from ._pickled import read_object_arrays
 from .hrnet import HRNetConfig
 from .metro import GRAPHORMER, METRO, MetroConfig
 from .parametric import ParametricConfig

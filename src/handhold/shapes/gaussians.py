@@ -34,6 +34,11 @@ class Gaussians:
     def with_values(self, **kw) -> Gaussians:
         return replace(self, **kw)
 
+    def chosen(self, which: Tensor) -> Gaussians:
+        """Those at indices, or where a (N,) mask is True."""
+        names = ("means", "quats", "scales", "opacities", "colors", "ids")
+        return Gaussians(**{k: getattr(self, k)[which] for k in names})
+
     def to(self, *args, **kw) -> Gaussians:
         """All float tensors moved or cast as by `Tensor.to`; ids follow the device and keep their type."""
         floats = {k: getattr(self, k).to(*args, **kw) for k in ("means", "quats", "scales", "opacities", "colors")}
@@ -97,11 +102,12 @@ def axes_of(cov: Tensor) -> tuple[Tensor, Tensor]:
     and, unlike that of `eigh`, finite where eigenvalues meet.
     """
     with torch.no_grad():
-        axes = torch.linalg.eigh(cov.double())[1].flip(-1)
-        axes = (axes * torch.where(torch.linalg.det(axes) < 0, -1.0, 1.0)[:, None, None]).to(cov)
+        axes = _eigenvectors(cov.double()).to(cov)
     local = axes.transpose(1, 2) @ cov @ axes  # diagonal, but for the change that autograd sees
     variance = local.diagonal(dim1=1, dim2=2)
     scales = variance.clamp(min=torch.finfo(cov.dtype).tiny).sqrt()
+    if not cov.requires_grad:
+        return quat_from_matrix(axes), scales
     turn = []
     for i, j in ((2, 1), (0, 2), (1, 0)):  # R(w) = axes (1 + [w]x) turns axis j towards axis i by w_k
         gap = (variance[:, j] - variance[:, i]).detach()
@@ -110,6 +116,28 @@ def axes_of(cov: Tensor) -> tuple[Tensor, Tensor]:
     turn = torch.stack(turn, -1)
     quats = quat_from_matrix(axes @ so3_exp(turn - turn.detach()))
     return quats, scales
+
+
+def _eigenvectors(m: Tensor, sweeps: int = 4) -> Tensor:
+    """(N,3,3) right-handed columns, by descending eigenvalue, of symmetric (N,3,3): the cyclic Jacobi method (Golub and
+    Van Loan, "Matrix Computations", 8.5), over all matrices at once, which LAPACK's `eigh` takes one by one.
+    """
+    a = {(i, j): m[:, i, j] for i in range(3) for j in range(i, 3)}
+    v = list(torch.eye(3, dtype=m.dtype, device=m.device)[:, :, None].expand(3, 3, len(m)))
+    for _ in range(sweeps):
+        for p, q, r in ((0, 1, 2), (0, 2, 1), (1, 2, 0)):
+            pr, qr = (min(p, r), max(p, r)), (min(q, r), max(q, r))
+            off, gap = a[p, q], a[q, q] - a[p, p]
+            below = gap.abs() + torch.hypot(gap, 2 * off)
+            t = torch.where(below > 0, 2 * off / below, 0.0) * torch.where(gap < 0, -1.0, 1.0)
+            c = torch.rsqrt(1 + t * t)
+            s = t * c
+            a[p, p], a[q, q], a[p, q] = a[p, p] - t * off, a[q, q] + t * off, torch.zeros_like(off)
+            a[pr], a[qr] = c * a[pr] - s * a[qr], s * a[pr] + c * a[qr]
+            v[p], v[q] = c * v[p] - s * v[q], s * v[p] + c * v[q]
+    order = torch.stack([a[k, k] for k in range(3)], 1).argsort(1, descending=True)
+    first, second = torch.stack(v, -1).permute(1, 0, 2).gather(2, order[:, None, :2].expand(-1, 3, -1)).unbind(-1)
+    return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
 
 
 @functools.cache

@@ -1,26 +1,27 @@
-"""export: scene.npz -> object.ply, object_splat.ply, scene.glb, preview.mp4 and report.html."""
+"""export: scene.npz -> <body>.ply, <body>_splat.ply, scene.glb, preview.mp4 and report.html."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
 from ..config import Config
 from ..errors import StageFailed
 from ..export.glb import HandRig, hand_rig, write_glb
-from ..export.meshes import write_ply
+from ..export.meshes import sealed, write_ply
 from ..export.splats import write_splats
 from ..hand import HandModel
-from ..methods.base import OBJECT_SPLATS
+from ..methods.base import fitted_splats
 from ..progress import Progress
 from ..runs import Run
-from ..scene import SIDES, Scene, Skinned, load_npz
+from ..scene import SIDES, Scene, Skinned
+from ..shapes.skinned import SkinnedGaussians
 from ..view.preview import write_preview
 from ..view.report import write_report
 from .evaluate import load_metrics
 from .prepare import load_prepared
 from .track import with_masks_anew
-
-SPLATS = f"{OBJECT_SPLATS}.npz"  # in 3_fit/, by the fit stage: the arguments of `write_splats`
 
 
 def export(run: Run, config: Config, report: Progress) -> None:
@@ -28,17 +29,17 @@ def export(run: Run, config: Config, report: Progress) -> None:
     scene, sequence = Scene.load(run.scene_path), with_masks_anew(run, load_prepared(run))
     if "object" in scene.bodies:
         write_ply(run.root / "object.ply", scene.bodies["object"].shape)
-    splats = run.fit_dir / SPLATS
-    if splats.is_file():
-        z = load_npz(splats)
-        values = (z[k] for k in ("means", "quats", "scales", "opacities", "colors"))
-        write_splats(run.root / "object_splat.ply", *values)
+    for name, g in fitted_splats(run.fit_dir, ("object", *SIDES)).items():
+        write_splats(run.root / f"{name}_splat.ply", **(g.rest if isinstance(g, SkinnedGaussians) else g).arrays())
     report(0.1, "scene.glb")
     rigs = _rigs(scene)
     if rigs is not None:
+        for side, rig in rigs.items():
+            rest = sealed(replace(scene.bodies[side].shape, vertices=rig.vertices))
+            write_ply(run.root / f"{side}.ply", rest, f"{side} hand at rest")
         write_glb(run.root / "scene.glb", scene, rigs)
     else:
-        report.note("scene.glb was not written: the hand model of this scene is not the built-in one.")
+        report.note("scene.glb and hand meshes were not written: the hand model is not the built-in one.")
     if config.export.preview:
         report(0.2, "preview.mp4")
         write_preview(run.root / "preview.mp4", sequence, scene)

@@ -1,4 +1,4 @@
-"""fit: tracks -> shape, appearance and refined poses: `scene.npz` and `3_fit/object_gaussians.npz`."""
+"""fit: tracks -> shape, appearance and refined poses: `scene.npz` and `3_fit/<body>_gaussians.npz`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     """Fit the object's surface (SDF grid), both bodies' Gaussians, and the poses; write the scene."""
     from ..tracking.camera import in_world
 
-    if config.device != "cpu":
+    if config.device != "cpu" and config.method == "rigid":
         report.note(f"device {config.device} was asked for, but this method's kernels run on the CPU.")
     sequence, tracks = load_tracked(run)
     if not tracks.hands and not np.isfinite(tracks.cam_from_object[:, 0, 0]).any():
@@ -68,6 +68,21 @@ def _rigid(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitt
     )
 
 
+def _bigs(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitted:
+    from ..methods.bigs import fit_bigs
+
+    return fit_bigs(
+        sequence,
+        tracks,
+        config.bigs,
+        seed=config.seed,
+        pose_lr=config.fit.pose_lr,
+        device=config.device,
+        registration="registration" not in config.track.without and config.fit.poses is None,
+        progress=progress,
+    )
+
+
 def _hold(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitted:
     from ..methods.hold import fit_hold
 
@@ -83,7 +98,7 @@ def _hold(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitte
     )
 
 
-METHODS = {"rigid": _rigid, "hold": _hold}
+METHODS = {"rigid": _rigid, "bigs": _bigs, "hold": _hold}
 
 
 def with_poses(tracks: Tracks, path: Path) -> Tracks:
@@ -144,7 +159,7 @@ def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
     n = len(sequence)
     bodies: dict[str, Body] = {}
     for side, h in result.hands.items():
-        bodies[side] = hand_body(side, h)
+        bodies[side] = hand_body(side, h, result.hand_colors.get(side))
     if result.mesh is not None:
         poses = result.cam_from_object
         found = np.isfinite(poses[:, 0, 0])
@@ -156,8 +171,8 @@ def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
     return Scene(sequence.K, sequence.size, sequence.fps, sequence.indices, np.tile(np.eye(4), (n, 1, 1)), bodies)
 
 
-def hand_body(side: str, h: HandTrack) -> Body:
-    """A tracked hand as a skinned body of the open hand model."""
+def hand_body(side: str, h: HandTrack, colors: np.ndarray | None = None) -> Body:
+    """A tracked hand as a skinned body of the open hand model; `colors` (V,3) of its vertices."""
     f64 = lambda x: torch.as_tensor(np.asarray(x, np.float64))  # noqa: E731
     model = HandModel.open(side, dtype=torch.float64)
     posed = model.with_shape(f64(h.betas)).with_pose(f64(h.pose), f64(h.transl))
@@ -166,6 +181,7 @@ def hand_body(side: str, h: HandTrack) -> Body:
     shape = Mesh(
         posed.rest_vertices.numpy()[0] if posed.rest_vertices.ndim == 3 else posed.rest_vertices.numpy(),
         np.asarray(model.faces),
+        colors,
     )
     return Body(
         shape, Skinned(f"open_hand_{side}", h.pose, h.betas, h.transl, vertices, joints), valid, h.confidence, h.reason

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from ..config import Config, is_sam
+from ..datasets.hold import is_build, read_build
 from ..datasets.masks import read_masks, write_masks, write_png
 from ..datasets.video import read_clip
 from ..errors import StageFailed, UnusableInput
@@ -32,18 +33,28 @@ EVIDENCE = 3  # version of evidence.npz
 def prepare(run: Run, config: Config, report: Progress) -> None:
     """Decode, find landmarks, estimates and masks (or take the user's own), and write `1_prepare/`.
 
+    Of a HOLD build folder, frames, K and masks are taken; `--K` and `--masks` win over them.
+
     Writes frames/%06d.png (named by index in the video), masks/{right,left,object,other}/%06d.png and evidence.npz; see
     `load_prepared`. Raises `UnusableInput`, `MissingAsset`, or `StageFailed` when there is no hand or no object.
     """
     c = config.prepare
     K = None if c.K is None else read_K(c.K)
     decoding = partial(_part, report, 0.0, 0.1)
-    sequence, full_size = read_clip(run.video, c.start, c.end, c.stride, c.max_side, K=K, report=decoding)
+    given: tuple[dict, dict] = ({}, {})  # read before the slow work, so that a mistake is told at once
+    if is_build(run.video):
+        build = read_build(run.video, c.start, c.end, c.stride, c.max_side, K=K, report=decoding)
+        given, full_size = (dict(build.sequence.masks), dict(build.sequence.mask_confidence)), build.full_size
+        sequence = replace(build.sequence, masks={}, mask_confidence={}, settled=())
+        names = f"{' and '.join(given[0])} masks" if given[0] else "no masks"
+        report.note(f"A HOLD build: its frames, intrinsics and {names} are taken; poses are found anew.")
+    else:
+        sequence, full_size = read_clip(run.video, c.start, c.end, c.stride, c.max_side, K=K, report=decoding)
     if len(sequence) > LONG:
         report.note(f"{len(sequence)} frames take long; --start, --end and --stride make a clip shorter.")
-    given = ({}, {})  # read before the slow work, so that a mistake is told at once
     if c.masks is not None:
-        given = read_masks(c.masks, sequence.indices, sequence.size, full_size)
+        own = read_masks(c.masks, sequence.indices, sequence.size, full_size)
+        given = (given[0] | own[0], given[1] | own[1])
     sam = _sam(config, given[0])
     segmenter, regressor = _networks(config, given[0], report)
     sequence = _with_landmarks(sequence, full_size, config, partial(_part, report, 0.1, 0.35))

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from ..tracking.sfm import SfmResult
 
 
+SPOILT = 0.82  # IoU of the object's first masks with the second, below which motion is found anew (clean: 0.89 to 0.97)
+
+
 @dataclass(frozen=True)
 class HandTrack:
     """One hand over the clip, camera frame, metres."""
@@ -68,7 +71,6 @@ def track(run: Run, config: Config, report: Progress) -> None:
     from ..export.meshes import write_ply
     from ..tracking import rungs
     from ..tracking.camera import estimate_camera
-    from ..tracking.sfm import structure_from_motion
 
     without = config.track.without
     sequence = evidence_without(load_prepared(run), without)
@@ -77,25 +79,26 @@ def track(run: Run, config: Config, report: Progress) -> None:
         config.seed, partial(_part, report, 0.0, 0.1),
     )  # fmt: skip
     report.note(camera.evidence)
-    hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
-    all_hands = np.any(list(hand_masks.values()), axis=0) if hand_masks and "hand-pixels" not in without else None
-    sfm = structure_from_motion(
-        sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed,
-        partial(_part, report, 0.1, 0.45), all_hands, loops="loops" not in without, merging="merging" not in without,
-    )  # fmt: skip
-    for note in sfm.notes:
-        report.note(note)
-    if "fiducial" not in without:
-        sfm = believed(sequence, sfm, report)
-    for note in rungs.doubts(sfm.reason):
-        report.note(note)
+    sfm = object_motion(sequence, run, config, report, partial(_part, report, 0.1, 0.5))
     hands, scale = fit_hands(sequence, sfm, config, report, partial(_part, report, 0.5, 0.65))
     if int(sfm.registered.sum()) >= 3 and not settled(sequence) and "second-masks" not in without:
-        sequence = masks_anew(
-            sequence, sfm, scale, hands, load_probabilities(run), config.seed, partial(_part, report, 0.65, 0.85)
-        )
+        anew = partial(masks_anew, probabilities=load_probabilities(run), seed=config.seed)
+        first, sequence = sequence, anew(sequence, sfm, scale, hands, say=partial(_part, report, 0.65, 0.85))
+        if (agree := agreement(first.masks["object"], sequence.masks["object"])) < SPOILT:
+            report.note(
+                f"the object's masks were made anew (IoU with the first {agree:.2f}), and its motion after them"
+            )
+            again = object_motion(sequence, run, config, report, partial(_part, report, 0.85, 0.9))
+            if again.registered.sum() >= sfm.registered.sum():
+                sfm = again
+                hands, scale = fit_hands(sequence, sfm, config, None, partial(_part, report, 0.9, 0.92))
+                sequence = anew(sequence, sfm, scale, hands, say=partial(_part, report, 0.92, 0.95))
         write_masks(run.track_dir / "masks", sequence.masks, sequence.indices)
-        hands, scale = fit_hands(sequence, sfm, config, None, partial(_part, report, 0.85, 1.0), scale)
+        hands, scale = fit_hands(sequence, sfm, config, None, partial(_part, report, 0.95, 1.0), scale)
+    for note in sfm.notes:
+        report.note(note)
+    for note in rungs.doubts(sfm.reason):
+        report.note(note)
     placed = place_object(sequence, sfm, scale, hands, report, "fiducial" not in without)
     if int(sfm.registered.sum()) < 3:  # the few points there are lie in a frame that is not used
         sfm = replace(sfm, points=sfm.points[:0], point_colors=sfm.point_colors[:0])
@@ -126,6 +129,26 @@ def track(run: Run, config: Config, report: Progress) -> None:
         points = Mesh(np.asarray(sfm.points * scale, np.float32), np.zeros((0, 3), np.int32), colors)
         write_ply(run.track_dir / "points.ply", points)
     report(1.0, registered=int(np.isfinite(placed.cam_from_object[:, 0, 0]).sum()))
+
+
+def object_motion(sequence: Sequence, run: Run, config: Config, report: Progress, say) -> SfmResult:
+    """Structure from motion on the object, if the hand does not contradict it."""
+    from ..tracking.sfm import structure_from_motion
+
+    without = config.track.without
+    hand_masks = [sequence.masks[s] for s in SIDES if s in sequence.masks]
+    all_hands = np.any(hand_masks, axis=0) if hand_masks and "hand-pixels" not in without else None
+    sfm = structure_from_motion(
+        sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed, say, all_hands,
+        loops="loops" not in without, merging="merging" not in without,
+        times=sequence.indices,
+    )  # fmt: skip
+    return sfm if "fiducial" in without else believed(sequence, sfm, report)
+
+
+def agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over frames of the IoU of two masks (F,H,W) bool."""
+    return float(((a & b).sum((1, 2)) / np.maximum((a | b).sum((1, 2)), 1)).mean())
 
 
 def evidence_without(sequence: Sequence, without: tuple[str, ...]) -> Sequence:

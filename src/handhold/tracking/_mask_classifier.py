@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 import cv2
 import numpy as np
@@ -15,6 +18,8 @@ from ._mask_cleaning import BACKGROUND, OBJECT
 
 if TYPE_CHECKING:
     from .masks import Background
+
+T = TypeVar("T")
 
 
 class Features:
@@ -76,7 +81,13 @@ def one_thread():
         torch.set_num_threads(threads)
 
 
-def train(x, y, rng, n_background: int, epochs: int = 700, width: int = 40):
+def for_frames(job: Callable[[int], T], count: int) -> list[T]:
+    """job(i) of every frame i, on all cores; it must depend on i alone."""
+    with one_thread(), ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(job, range(count)))
+
+
+def train(x, y, rng, n_background: int, epochs: int = 350, width: int = 40):
     """A three-layer perceptron on balanced classes; background features are dropped at random so that colour alone
     suffices.
     """
@@ -105,11 +116,12 @@ def train(x, y, rng, n_background: int, epochs: int = 700, width: int = 40):
     return net.eval()
 
 
-@torch.no_grad()
 def label_all(model, features: Features, frames: np.ndarray, prior: np.ndarray | None = None) -> np.ndarray:
     """(F,H,W,4) float16 class probabilities, smoothed along image edges; times those of `prior`, if given."""
     out = np.empty((*frames.shape[:3], 4), np.float16)
-    for i, frame in enumerate(frames):
+
+    @torch.no_grad()
+    def label(i: int) -> None:
         f = features(i)
         clear = (features.foreground(i) < 1.2) & features.known  # plainly background: not worth asking
         clear = ndimage.binary_erosion(clear, iterations=2)
@@ -119,14 +131,15 @@ def label_all(model, features: Features, frames: np.ndarray, prior: np.ndarray |
         if prior is not None:
             p = (p + 1e-3) * (prior[i].astype(np.float32) + 1e-3)
             p /= p.sum(-1, keepdims=True)
-        guide = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
+        guide = cv2.cvtColor(frames[i], cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
         p = np.stack([guided(guide, p[..., c], 4, 2e-3) for c in range(4)], -1)
         p = np.maximum(p, 1e-4)
         out[i] = p / p.sum(-1, keepdims=True)
+
+    for_frames(label, len(frames))
     return out
 
 
-@torch.no_grad()
 def redecide_edges(probabilities: np.ndarray, model, features: Features, prior: np.ndarray | None = None) -> None:
     """In place: within a few pixels of an edge of the object the pixel's own colour decides, with `prior` (F,H,W,4), if
     given, to settle what looks alike.
@@ -135,10 +148,12 @@ def redecide_edges(probabilities: np.ndarray, model, features: Features, prior: 
     own frame as a fin that no other view can carve.
     """
     reach = max(3, round(0.02 * probabilities.shape[2]))
-    for i in range(len(probabilities)):
+
+    @torch.no_grad()
+    def decide(i: int) -> None:
         inside = probabilities[i].argmax(-1) == OBJECT
         if not inside.any():
-            continue
+            return
         kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
         band = (cv2.dilate(inside.astype(np.uint8), kernel) > 0) & (cv2.erode(inside.astype(np.uint8), kernel) == 0)
         f = features(i)[..., features.fine]
@@ -151,6 +166,8 @@ def redecide_edges(probabilities: np.ndarray, model, features: Features, prior: 
         smooth = np.stack([guided(guide, p[..., c], 2, 1e-3) for c in range(4)], -1)
         p = np.maximum(np.where(band[..., None], smooth, p), 1e-4)
         probabilities[i] = p / p.sum(-1, keepdims=True)
+
+    for_frames(decide, len(probabilities))
 
 
 def guided(guide: np.ndarray, x: np.ndarray, r: int, eps: float) -> np.ndarray:

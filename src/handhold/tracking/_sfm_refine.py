@@ -5,6 +5,8 @@ Poses are cam_from_object (F,4,4), NaN if unregistered; tracks and points are th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 from scipy import sparse
@@ -79,11 +81,14 @@ def _links(poses: np.ndarray, t: Tracks, essentials: dict, reach: int = 3) -> di
     return out
 
 
-def split(poses: np.ndarray, t: Tracks, essentials: dict, bar: float = 0.6, broken: float = 0.35) -> list[np.ndarray]:
+def split(
+    poses: np.ndarray, t: Tracks, essentials: dict, bar: float = 0.6, broken: float = 0.35, bridges: Sequence[int] = ()
+) -> list[np.ndarray]:
     """Pieces of a model whose near frames agree, most frames first; a single frame is no piece.
 
     Between two frames in time where most matches contradict the model (their mean agreement is under `broken`) there is
-    a cut, even if a pair around it agrees: look-alike faces can fit a few matches.
+    a cut, even if a pair around it agrees: look-alike faces can fit a few matches. The model goes on over the gaps
+    after frames `bridges` without any match.
     """
     links = _links(poses, t, essentials)
     fit, matches = np.zeros(t.frames), np.zeros(t.frames)
@@ -92,6 +97,7 @@ def split(poses: np.ndarray, t: Tracks, essentials: dict, bar: float = 0.6, brok
         matches[i:j] += n
     cut = fit < broken * matches
     good = [(i, j) for (i, j), (v, _) in links.items() if v >= bar and not cut[i:j].any()]
+    good += [(a, a + 1) for a in bridges if is_registered(poses)[[a, a + 1]].all()]
     if not good:
         return []
     i, j = np.array(good).T
@@ -216,15 +222,15 @@ def merge(base: np.ndarray, piece: np.ndarray, X: np.ndarray, t: Tracks) -> np.n
 
 
 def assemble(
-    models: np.ndarray, t: Tracks, seed: int = 0, merging: bool = True
+    models: np.ndarray, t: Tracks, seed: int = 0, merging: bool = True, bridges: Sequence[int] = ()
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tracks, tuple[str, ...]]:
     """Sub-models (M,F,4,4) -> poses (F,4,4), trust (F,) in [0,1], reason (F,) str, tracks with loops closed, notes.
 
-    merging: join sub-models and place single frames; False keeps the largest piece alone.
+    merging: join sub-models and place single frames; False keeps the largest piece alone; bridges: see `split`.
     """
     essentials: dict = {}
     notes: list[str] = []
-    pieces = [p for m in models for p in split(m, t, essentials)]
+    pieces = [p for m in models for p in split(m, t, essentials, bridges=bridges)]
     pieces.sort(key=lambda p: -is_registered(p).sum())
     reason = np.full(t.frames, "not registered", dtype="<U64")
     if not pieces:
@@ -241,7 +247,7 @@ def assemble(
         t, joined = close(poses, triangulate(poses, t)[0], t, radius)
         poses = _polish(poses, t, 15, FINE)
         notes.append(f"{joined} loops closed within {radius:.0f} pixels")
-    return _check(poses, t, essentials, reason, notes, seed, merging)
+    return _check(poses, t, essentials, reason, notes, seed, merging, bridges)
 
 
 def grow(
@@ -360,9 +366,9 @@ def _joined_by_loops(pieces: list, poses: np.ndarray, t: Tracks, essentials: dic
     return core
 
 
-def _check(poses, t, essentials, reason, notes, seed, merging=True):
+def _check(poses, t, essentials, reason, notes, seed, merging=True, bridges=()):
     """Frames that the largest agreeing piece does not hold are registered again, or marked, or dropped."""
-    pieces = split(poses, t, essentials)
+    pieces = split(poses, t, essentials, bridges=bridges)
     if not pieces:
         return (
             np.full_like(poses, np.nan),

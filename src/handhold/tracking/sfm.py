@@ -24,12 +24,14 @@ import numpy as np
 
 from ..scene import load_npz, save_npz
 from . import _sfm_bundle as bundle
+from . import _sfm_gaps as gaps
 from . import _sfm_refine as refine
 from ._sfm_flow import UPSAMPLE, flow_tracks, pair_flow
 
 MIN_PIXELS = 60
 MIN_MATCHES = 10
 OVERLAP = 6  # frames
+ASSUMED = 0.4  # of the confidence that is left where an even motion over missing frames is assumed
 NAMES = {"object": "the object", "both": "the object and the hand"}
 
 
@@ -102,11 +104,13 @@ def structure_from_motion(
     timeout: float = 900.0,
     loops: bool = True,
     merging: bool = True,
+    times: np.ndarray | None = None,
 ) -> SfmResult:
     """Poses of the object in `masks` over a clip; frames that cannot be placed are marked, never guessed.
 
     frames (F,H,W,3) uint8; masks (F,H,W) bool, the object's pixels; hand_masks (F,H,W) bool, the hands' pixels, tried
-    as extra texture and kept when more frames agree; K (3,3) pixels, held fixed. `workdir` holds what passes to and
+    as extra texture and kept when more frames agree; K (3,3) pixels, held fixed; times (F,) of the frames, evenly by
+    default. `workdir` holds what passes to and
     from pycolmap. loops: let descriptors close loops and join sub-models that no track joins; merging: join sub-models
     and place single frames against them (the largest sub-model alone otherwise). When nothing registers everything is
     unregistered, with reasons, and no error is raised.
@@ -129,20 +133,36 @@ def structure_from_motion(
     if not loops:  # no observation has a descriptor
         z |= {k: v[:0] for k, v in z.items() if k.endswith(("_described", "_descriptor"))}
     regions = [name for name in regions if f"{name}_poses" in z]  # the second is not tried when the first is complete
+    cuts = _turned_on(z, regions, count, K, times) if times is not None else []
     made = {}
     for k, name in enumerate(regions):
         tell(0.7 + 0.3 * k / len(regions), f"joining sub-models ({name})")
-        made[name] = _solve(z, name, frames, K, seed, merging)
+        made[name] = _solve(z, name, frames, K, seed, merging, cuts)
     chosen = "object"
     if len(regions) > 1:
         # the object is what is asked for: the hand's pixels must place clearly more frames to be believed over it
         if _agreeing(made["object"]) < 0.9 * _agreeing(made["both"]):
             chosen = "both"
         elif merging:
-            made["object"] = _extend(made["object"], z, K, seed)
+            made["object"] = _extend(made["object"], z, K, seed, cuts)
     tell(1.0, "poses done")
     result = made[chosen]
-    return replace(result, notes=(f"features from: {NAMES[chosen]}", *result.notes))
+    notes = [f"features from: {NAMES[chosen]}", *result.notes]
+    notes += [f"the object would halt at the missing frames after frame {a}: taken to turn on evenly" for a in cuts]
+    return replace(result, notes=tuple(notes))
+
+
+def _turned_on(z: dict, regions: list[str], count: int, K: np.ndarray, times: np.ndarray) -> list[int]:
+    """Mends in place the models of `z` that halt at missing frames; the last frames before those."""
+    cuts: set[int] = set()
+    for name in regions:
+        for m in z[f"{name}_poses"]:
+            bridges = gaps.false_bridges(m, np.asarray(times))
+            if bridges:
+                X = bundle.triangulate(m, _tracks(z, name, K, count))[0]
+                m[:] = gaps.turn_on(m, bridges, np.nanmedian(X, axis=0))
+            cuts |= set(bridges)
+    return sorted(cuts)
 
 
 def _agreeing(r: SfmResult) -> int:
@@ -158,11 +178,11 @@ def _tracks(z: dict, name: str, K: np.ndarray, count: int) -> bundle.Tracks:
     return bundle.Tracks(track[:, 0], track[:, 1], x, float(K[0, 0]), count, row, z[f"{name}_described"], d)
 
 
-def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int) -> SfmResult:
+def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int, cuts: list[int]) -> SfmResult:
     """Place frames the object's own texture could not with the hand's as well; the others stay as they are."""
     if r.registered.all() or not r.registered.any() or not len(z["both_track"]):
         return r
-    t = _tracks(z, "both", K, len(r.registered))
+    t = gaps.cut_tracks(_tracks(z, "both", K, len(r.registered)), cuts)
     essentials: dict = {}
     pieces = [p for m in z["both_poses"] for p in refine.split(m, t, essentials)]
     poses, reason = refine.grow(r.cam_from_object, pieces, t, r.reason, seed, keep=True)
@@ -228,14 +248,18 @@ def _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeou
     )
 
 
-def _solve(z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int, merging: bool = True) -> SfmResult:
+def _solve(
+    z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int, merging: bool, cuts: list[int]
+) -> SfmResult:
     """From the mapper's models of one region to one result."""
     count, models, xy = len(frames), z[f"{name}_poses"], z[f"{name}_xy"]
     fragments = tuple(tuple(int(i) for i in np.flatnonzero(bundle.is_registered(m))) for m in models)
     if not len(models) or not len(xy):
         return nothing(count, "no two frames share enough features", fragments)
     try:
-        poses, trust, reason, t, notes = refine.assemble(models, _tracks(z, name, K, count), seed, merging)
+        poses, trust, reason, t, notes = refine.assemble(
+            models, gaps.cut_tracks(_tracks(z, name, K, count), cuts), seed, merging, cuts
+        )
     except np.linalg.LinAlgError:
         return nothing(count, "the sub-models are degenerate: too little depth or turning", fragments)
     registered = bundle.is_registered(poses)
@@ -256,6 +280,10 @@ def _solve(z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int, mer
         .astype(np.uint8)
     )
     confidence = np.where(registered, trust * inliers / (inliers + 20.0), 0).astype(np.float32)
+    for a in cuts:
+        if not gaps.confirmed(t, fit, a):
+            late = np.arange(count) > a
+            confidence[late if registered[late].sum() < registered[~late].sum() else ~late] *= ASSUMED
     return SfmResult(
         poses,
         registered,

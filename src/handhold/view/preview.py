@@ -5,8 +5,9 @@ Drawn by a small z-buffered rasteriser in numpy, so no display or GPU is needed.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Listing
 from dataclasses import replace
 from fractions import Fraction
@@ -138,13 +139,14 @@ def for_viewing(scene: Scene, max_faces: int = MAX_FACES) -> Scene:
     return replace(scene, bodies={**scene.bodies, "object": replace(body, shape=simplify(body.shape, max_faces))})
 
 
-def scene_parts(scene: Scene, frame: int, cam_from_world: np.ndarray) -> list[Part]:
-    """The valid bodies of one frame in a camera, ready to draw."""
+def scene_parts(scene: Scene, frame: int, cam_from_world: np.ndarray, true_colors: bool = False) -> list[Part]:
+    """The valid bodies of one frame in a camera, ready to draw; hands by side, or with `true_colors` as they look."""
     parts = []
     for name, body in scene.bodies.items():
         if body.valid[frame]:
             points = body.posed(frame) @ cam_from_world[:3, :3].T + cam_from_world[:3, 3]
-            color = np.array(HAND_COLORS[name], np.uint8) if name in HAND_COLORS else colors_u8(body.shape)
+            by_side = name in HAND_COLORS and not (true_colors and body.shape.colors is not None)
+            color = np.array(HAND_COLORS[name], np.uint8) if by_side else colors_u8(body.shape)
             parts.append((points, body.shape.faces, color))
     return parts
 
@@ -194,7 +196,7 @@ def draw_turntable(
     """The bodies of one frame seen by `orbit_camera`, (H,W,3) uint8; view is (centre, radius), or `focus(scene)`."""
     K, cam_from_world = orbit_camera(*(view or focus(scene)), azimuth, size)
     backdrop = np.full((size[1], size[0], 3), BACKDROP, np.uint8)
-    return draw_meshes(backdrop, K, scene_parts(scene, frame, cam_from_world))
+    return draw_meshes(backdrop, K, scene_parts(scene, frame, cam_from_world, true_colors=True))
 
 
 def frame_images(sequence: Sequence, scene: Scene) -> list[np.ndarray]:
@@ -212,29 +214,41 @@ def write_preview(path: str | os.PathLike, sequence: Sequence, scene: Scene, max
     width, height = panel_size(scene.size, max_side)
     light, images, count = for_viewing(scene), frame_images(sequence, scene), len(scene.frames)
     view = focus(light)
-    with atomic_file(path) as file:
-        with av.open(file, "w", format="mp4") as out:
-            stream = _stream(out, 3 * width, height, scene.fps)
-            for i, image in enumerate(images):
-                small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-                # starts where the camera is and turns as the clip plays
-                around = draw_turntable(light, i, 2 * np.pi * i / max(count, 1), (width, height), view)
-                panels = [small, draw_overlay(light, i, small), around]
-                for text, panel in zip(("video", "overlay", "turntable"), panels, strict=True):
-                    _label(panel, text)
-                lost = [
-                    f"{name}: {body.reason[i] or 'not found'}"
-                    for name, body in scene.bodies.items()
-                    if not body.valid[i]
-                ]
-                for k, text in enumerate(lost):
-                    _label(panels[1], text, row=k + 1, color=(255, 120, 96))
-                frame = av.VideoFrame.from_ndarray(np.concatenate(panels, 1), format="rgb24")
-                frame.pts = i
-                for packet in stream.encode(frame):
-                    out.mux(packet)
-            for packet in stream.encode():
+    with video_writer(path, 3 * width, height, scene.fps) as write:
+        for i, image in enumerate(images):
+            small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+            # starts where the camera is and turns as the clip plays
+            around = draw_turntable(light, i, 2 * np.pi * i / max(count, 1), (width, height), view)
+            panels = [small, draw_overlay(light, i, small), around]
+            for text, panel in zip(("video", "overlay", "turntable"), panels, strict=True):
+                _label(panel, text)
+            lost = [
+                f"{name}: {body.reason[i] or 'not found'}" for name, body in scene.bodies.items() if not body.valid[i]
+            ]
+            for k, text in enumerate(lost):
+                _label(panels[1], text, row=k + 1, color=(255, 120, 96))
+            write(np.concatenate(panels, 1))
+
+
+@contextlib.contextmanager
+def video_writer(
+    path: str | os.PathLike, width: int, height: int, fps: float
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that appends a frame (height,width,3) uint8 sRGB to an .mp4; width and height even. Atomic."""
+    count = 0
+    with atomic_file(path) as file, av.open(file, "w", format="mp4") as out:
+        stream = _stream(out, width, height, fps)
+
+        def write(image: np.ndarray) -> None:
+            nonlocal count
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, count = count, count + 1
+            for packet in stream.encode(frame):
                 out.mux(packet)
+
+        yield write
+        for packet in stream.encode():
+            out.mux(packet)
 
 
 def panel_size(size: tuple[int, int], max_side: int) -> tuple[int, int]:

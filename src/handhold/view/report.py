@@ -23,7 +23,7 @@ import numpy as np
 from ..export.glb import HAND_COLORS, held
 from ..export.meshes import colors_u8
 from ..files import write_atomically
-from ..scene import Body, Scene, Sequence, Skinned
+from ..scene import Body, Mesh, Scene, Sequence, Skinned
 from . import sections
 from .preview import draw_overlay, draw_turntable, focus, for_viewing, frame_images, panel_size
 
@@ -87,8 +87,8 @@ def viewer_data(scene: Scene, images: list[np.ndarray], start: int = 0) -> dict:
     """What viewer.js reads: JSON with base64 arrays, little-endian.
 
     Hand vertices are uint16 within each hand's bounding box over the clip (0.02 mm for a box of a metre); faces are
-    uint32, object vertices and poses float32, object colours uint8 RGBA with alpha 0 where no frame has seen the
-    surface.
+    uint32, object vertices and poses float32, colours (a hand's only where it has some) uint8 RGBA with alpha 0 where
+    no frame has seen the surface.
     """
     count = len(scene.frames)
     rows = np.unique(np.linspace(0, count - 1, min(count, MAX_FRAMES)).round().astype(int))
@@ -150,13 +150,20 @@ def _packed(name: str, body: Body, rows: np.ndarray) -> dict:
         step = np.maximum(high - low, 1e-9) / 65535
         out |= {"kind": "hand", "size": vertices.shape[1], "color": list(HAND_COLORS[name])}
         out |= {"low": low.tolist(), "step": step.tolist(), "vertices": _b64(np.round((vertices - low) / step), "<u2")}
+        if body.shape.colors is not None:
+            out["colors"] = _b64(_rgba(body.shape), "u1")
         return out | {"joints": _b64(np.nan_to_num(body.motion.joints[rows]), "<f4")}
-    rgba = np.full((len(body.shape.vertices), 4), 255, np.uint8)
-    rgba[:, :3] = colors_u8(body.shape)
-    if body.shape.observed is not None:
-        rgba[:, 3] = np.where(body.shape.observed, 255, 0)
-    out |= {"kind": "rigid", "vertices": _b64(body.shape.vertices, "<f4"), "colors": _b64(rgba, "u1")}
+    out |= {"kind": "rigid", "vertices": _b64(body.shape.vertices, "<f4"), "colors": _b64(_rgba(body.shape), "u1")}
     return out | {"poses": _b64(np.nan_to_num(body.motion.world_from_body[rows]).reshape(-1, 16), "<f4")}
+
+
+def _rgba(shape: Mesh) -> np.ndarray:
+    """(V,4) uint8 sRGB, alpha 0 where no frame has seen the surface."""
+    rgba = np.full((len(shape.vertices), 4), 255, np.uint8)
+    rgba[:, :3] = colors_u8(shape)
+    if shape.observed is not None:
+        rgba[:, 3] = np.where(shape.observed, 255, 0)
+    return rgba
 
 
 def _floor(scene: Scene, centre: np.ndarray, radius: float) -> float:

@@ -235,8 +235,8 @@ def about(
     files = [
         ("scene.npz", "the whole result as arrays"),
         ("scene.glb", "animated scene for any glTF viewer"),
-        ("object.ply", "coloured surface of the object"),
-        ("object_splat.ply", "Gaussians of the object, 3DGS layout"),
+        ("object.ply", "coloured surface of the object; right.ply, left.ply: of the hands at rest"),
+        ("object_splat.ply", "Gaussians of the object, 3DGS layout; right_splat.ply, left_splat.ply: of the hands"),
         ("preview.mp4", "video, overlay and turntable"),
     ]
     out = _pairs("Camera and bodies", camera)

@@ -121,8 +121,8 @@ function start() {
       body.poses = new Float32Array(bytes(body.poses));
       body.position = buffer(body.points);
       body.normal = buffer(normalsOf(body.points, faces, new Float32Array(body.points.length)));
-      body.colors = buffer(new Uint8Array(bytes(body.colors)));
     }
+    if (body.colors) body.colors = buffer(new Uint8Array(bytes(body.colors)));
   }
   function unpack(body, frame) {
     if (body.shown === frame) return;

@@ -1,8 +1,11 @@
-"""Pickles read as data: an interpreter of the opcodes in which nothing can be imported or called.
+"""Pickles read as data, and plain data written as one: nothing is imported or called.
 
 A pickle is a program. Of this one only the operations on data are carried out; whatever the program would import or
 call becomes an inert record of the name and the arguments (`Inert`), so there is nothing a hostile file could reach.
 What such records mean (a tensor, an array, a sparse matrix) is decided afterwards, by code that checks them.
+
+The writer (`write_npy_object`) emits the opcodes itself, so that a file does not depend on the version of numpy that
+wrote it: arrays carry the names of numpy 1, which numpy 2 understands too, but not the other way round.
 """
 
 from __future__ import annotations
@@ -12,16 +15,19 @@ import math
 import mmap
 import os
 import pickletools
+import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ..errors import UnusableInput
+from .errors import UnusableInput
+from .files import atomic_file
 
 MAX_OPCODES = 20_000_000
 MAX_ARRAY_BYTES = 64 << 20  # of an array inside a .npz pickle
+_STORAGES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "LongStorage": "<i8", "IntStorage": "<i4"}
 
 
 class Inert:
@@ -50,7 +56,7 @@ def _pairs(flat: list) -> Iterator[tuple[object, object]]:
     return ((_key(flat[i]), flat[i + 1]) for i in range(0, len(flat), 2))
 
 
-def run_pickle(stream: io.IOBase | mmap.mmap) -> object:
+def run_pickle(stream: io.IOBase | mmap.mmap, max_opcodes: int = MAX_OPCODES) -> object:
     """The value of one pickle: plain Python values, and `Inert` for everything else. Reads up to its STOP."""
     stack: list = []
     memo: dict[int, object] = {}
@@ -83,8 +89,8 @@ def run_pickle(stream: io.IOBase | mmap.mmap) -> object:
 
     for count, (opcode, arg, _) in enumerate(pickletools.genops(stream)):
         name = opcode.name
-        if count > MAX_OPCODES:
-            raise UnusableInput("its pickle has more operations than any checkpoint.")
+        if count > max_opcodes:
+            raise UnusableInput("its pickle has more operations than any file of its kind.")
         if name in ("PROTO", "FRAME"):
             pass
         elif name == "STOP":
@@ -190,16 +196,85 @@ def read_object_arrays(path: str | os.PathLike, names: tuple[str, ...]) -> dict[
                 if info.file_size > MAX_ARRAY_BYTES:
                     raise UnusableInput("an array is too large.")
                 data = io.BytesIO(archive.read(info))
-                version = np.lib.format.read_magic(data)
-                header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                header(data)
+                _npy_header(data)
                 found[name] = [_matrix(v) for v in _objects(run_pickle(data))]
     except Exception as e:
         reason = f": {e}" if isinstance(e, UnusableInput) else f" ({type(e).__name__})."
         raise UnusableInput(f"{path} is not a table of mesh samplings{reason}") from e
     return found
+
+
+def read_npy_object(path: str | os.PathLike, max_bytes: int, max_opcodes: int) -> object:
+    """The one object in a `.npy` that `numpy.save` made of a dictionary or the like: plain values and `Inert`.
+
+    Raises `UnusableInput` for anything else; nothing in the file is run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UnusableInput(f"{path} does not exist.")
+    if path.stat().st_size > max_bytes:
+        raise UnusableInput(f"{path} is larger than {max_bytes >> 20} MiB, which no such file is.")
+    try:
+        data = io.BytesIO(path.read_bytes())
+        shape, _, dtype = _npy_header(data)
+        if shape != () or dtype.kind != "O":
+            raise UnusableInput("it holds an array, not one object.")
+        (value,) = _objects(run_pickle(data, max_opcodes))
+    except Exception as e:  # a broken file fails in many ways, none of them the user's to understand
+        reason = f": {e}" if isinstance(e, UnusableInput) else f" ({type(e).__name__})."
+        raise UnusableInput(f"{path} is not a pickled .npy file that can be read{reason}") from e
+    return value
+
+
+def _npy_header(data: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    first = np.lib.format.read_magic(data) == (1, 0)
+    return (np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0)(data)
+
+
+def as_array(value: object) -> np.ndarray:
+    """Plain numbers of any kind a pickle holds them in: a number, an array or scalar of numpy, a tensor of torch.
+
+    Raises `UnusableInput` for anything else.
+    """
+    if isinstance(value, (bool, int, float)):
+        return np.asarray(value, np.float64)
+    name = value.name if isinstance(value, Inert) else ""
+    try:
+        if name.endswith("multiarray._reconstruct"):
+            return _array(value)
+        if name.endswith("multiarray.scalar") and len(value.args) == 2:
+            return _numbers((), value.args[0], value.args[1], False)
+        if name.startswith("torch._utils._rebuild_tensor") and len(value.args) >= 4:
+            return _tensor(*value.args[:4])
+    except (IndexError, TypeError, ValueError, OverflowError, struct.error) as e:
+        raise UnusableInput(f"it holds numbers that cannot be read ({type(e).__name__}).") from e
+    raise UnusableInput("it holds something else where numbers belong.")
+
+
+def _tensor(storage: object, offset: object, size: object, stride: object) -> np.ndarray:
+    """A torch tensor pickled on its own: its storage is a file of `torch.save` (the older format) in one string."""
+    if not (isinstance(storage, Inert) and storage.name.endswith("_load_from_bytes") and len(storage.args) == 1):
+        raise UnusableInput("it holds a tensor without its data.")
+    stream = io.BytesIO(_bytes(storage.args[0]))
+    _magic, _version, _info, root, keys = (run_pickle(stream, 1000) for _ in range(5))
+    pid = root.args[0] if isinstance(root, Inert) and root.name == "persistent" else None
+    plain = isinstance(pid, tuple) and len(pid) >= 5 and isinstance(pid[1], Inert) and keys == [pid[2]]
+    kind = pid[1].name.removeprefix("torch.").removeprefix("cuda.") if plain else ""
+    if kind not in _STORAGES:
+        raise UnusableInput("it holds a tensor that is not of plain numbers.")
+    (count,) = struct.unpack("<q", stream.read(8))
+    flat = np.frombuffer(stream.read(), _STORAGES[kind])
+    shaped = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride) <= 4
+    whole = [offset, *size, *stride] if shaped else [None]
+    if count != len(flat) or not all(type(n) is int and 0 <= n <= MAX_ARRAY_BYTES for n in whole):
+        raise UnusableInput("it holds a tensor that is cut short, or has no plain size.")
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if math.prod(size) > MAX_ARRAY_BYTES // 8 or last >= count:
+        raise UnusableInput("it holds a tensor that reaches beyond its data.")
+    at = np.full(size, offset, np.int64)
+    for axis, (n, step) in enumerate(zip(size, stride, strict=True)):
+        at += (np.arange(n) * step).reshape([-1 if k == axis else 1 for k in range(len(size))])
+    return flat[at]
 
 
 def _objects(value: object) -> list:
@@ -216,12 +291,23 @@ def _array(value: object) -> np.ndarray:
     if not (isinstance(value, Inert) and isinstance(value.state, tuple) and len(value.state) == 5):
         raise UnusableInput("it holds an array without data.")
     _, shape, dtype, fortran, data = value.state
+    return _numbers(shape, dtype, data, bool(fortran))
+
+
+def _bytes(data: object) -> bytes:
     if isinstance(data, Inert) and data.name == "_codecs.encode" and data.args:  # bytes, as Python 3 writes them for 2
         data = data.args[0]
     data = data.encode("latin1") if isinstance(data, str) else data
+    if not isinstance(data, bytes):
+        raise UnusableInput("it holds an array without data.")
+    return data
+
+
+def _numbers(shape: object, dtype: object, data: object, fortran: bool) -> np.ndarray:
+    data = _bytes(data)
     code = dtype.args[0] if isinstance(dtype, Inert) and dtype.args else None
     order = dtype.state[1] if isinstance(dtype, Inert) and isinstance(dtype.state, tuple) else "<"
-    if code not in ("f8", "f4", "i8", "i4", "u4", "u8") or order not in ("<", "=", "|") or not isinstance(data, bytes):
+    if code not in ("f8", "f4", "i8", "i4", "u4", "u8") or order not in ("<", "=", "|"):
         raise UnusableInput("it holds an array that is not of plain numbers.")
     if not isinstance(shape, tuple) or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise UnusableInput("it holds an array without a shape.")
@@ -250,3 +336,44 @@ def _matrix(value: object) -> np.ndarray:
         rows, cols = (first, second) if name == "csc_matrix" else (second, first)
     np.add.at(out, (rows, cols), data)
     return out
+
+
+def write_npy_object(path: str | os.PathLike, value: object) -> None:
+    """Write dictionaries, lists, strings, numbers and arrays of numbers as the `.npy` that `numpy.save` makes of them.
+
+    Reads back by `numpy.load(path, allow_pickle=True).item()` under numpy 1 and 2. Written whole or not at all.
+    """
+    held = _emit_reconstruct((), "O8", "|", 63, b"]" + _emit(value) + b"a")
+    with atomic_file(path) as f:
+        np.lib.format.write_array_header_1_0(f, {"descr": "|O", "fortran_order": False, "shape": ()})
+        f.write(b"\x80\x03" + held + b".")
+
+
+def _emit(value: object) -> bytes:
+    """Opcodes of pickle protocol 3 that leave `value` on the stack."""
+    if value is None or isinstance(value, (bool, np.bool_)):
+        return b"N" if value is None else b"\x88" if value else b"\x89"
+    if isinstance(value, (int, np.integer)):
+        return b"J" + struct.pack("<i", value)
+    if isinstance(value, (float, np.floating)):
+        return b"G" + struct.pack(">d", value)
+    if isinstance(value, (str, bytes)):
+        data = value.encode() if isinstance(value, str) else value
+        return (b"X" if isinstance(value, str) else b"B") + struct.pack("<I", len(data)) + data
+    if isinstance(value, tuple):
+        return b"(" + b"".join(map(_emit, value)) + b"t"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(_emit, value)) + b"e"
+    if isinstance(value, dict):
+        return b"}(" + b"".join(_emit(k) + _emit(v) for k, v in value.items()) + b"u"
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        value = np.asarray(value, value.dtype.newbyteorder("<"))
+        return _emit_reconstruct(value.shape, value.dtype.str[1:], "<", 0, _emit(value.tobytes()))
+    raise TypeError(f"refusing to pickle a {type(value).__name__}")
+
+
+def _emit_reconstruct(shape: tuple[int, ...], code: str, order: str, flags: int, data: bytes) -> bytes:
+    """An array as numpy pickles it: an empty one by `_reconstruct`, then its state; `data` are opcodes."""
+    dtype = b"cnumpy\ndtype\n" + _emit((code, 0, 1)) + b"R" + _emit((3, order, None, None, None, -1, -1, flags)) + b"b"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + _emit((0,)) + _emit(b"b") + b"tR"
+    return empty + b"(" + _emit(1) + _emit(shape) + dtype + _emit(False) + data + b"tb"
