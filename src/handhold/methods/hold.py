@@ -227,6 +227,7 @@ def hand_template(hand: SkinnedPoses, color: torch.Tensor | None = None, resolut
 def finish(sequence: Sequence, held: Held, notes: list[str]) -> Fitted:
     """Meshes, colours, tracks and files out of the trained scene."""
     start = held.start
+    held.scene.modules().to("cpu")
     scene = replace(held.scene, bodies=[grown(b) for b in held.scene.bodies])
     by_name = {b.name: b for b in scene.bodies}
     object_ = by_name["object"]

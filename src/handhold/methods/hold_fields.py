@@ -124,6 +124,12 @@ class GridField(_Lit):
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
+    def _apply(self, fn, recurse=True):
+        out = super()._apply(fn, recurse)
+        if self.grid.data.device != self.light.device:
+            self.grid = SdfGrid(self.grid.data.to(self.light.device), self.grid.lo.to(self.light.device), self.grid.h)
+        return out
+
     def set_alpha(self, alpha: float) -> None:
         """Grids go coarse to fine by their resolution."""
 
