@@ -16,7 +16,7 @@ from handhold.hand import HandModel
 from handhold.progress import Progress
 from handhold.runs import Run
 from handhold.scene import Mesh, Rigid, Scene, Sequence, Skinned, save_npz
-from handhold.stages.fit import MIN_CONFIDENCE, build_scene, fit, hand_body, with_poses
+from handhold.stages.fit import MIN_CONFIDENCE, build_scene, fit, hand_body, resized, size_in, with_poses
 from handhold.stages.prepare import save_prepared
 from handhold.stages.track import HandTrack, load_tracks
 from handhold.stages.track_hands import _common_scale
@@ -187,3 +187,23 @@ def test_given_poses_take_the_place_of_the_tracked(tmp_path, clip):
         save_npz(path, wrong)
         with pytest.raises(UnusableInput):
             with_poses(tracks, path)
+
+
+def test_hands_take_the_size_of_given_poses():
+    rng = np.random.default_rng(4)
+    given = poses()
+    given[:, :3, :3] = np.linalg.qr(rng.normal(size=(COUNT, 3, 3)))[0]
+    given[:, :3, :3] *= np.linalg.det(given[:, :3, :3])[:, None, None]
+    tracked = given.copy()
+    tracked[:, :3, 3] = 0.9 * (given[:, :3, 3] + given[:, :3, :3] @ [0.1, 0.0, -0.2])
+    assert size_in(tracked, given) == pytest.approx(0.9)
+    assert size_in(np.full_like(given, np.nan), given) == 1
+    h = HandTrack(**(hand(rng) | {"betas": np.zeros(10)}))
+    grown = resized("right", h, 1.05)
+    model = HandModel.open("right", dtype=torch.float64)
+    x, y = (
+        model.with_shape(torch.as_tensor(k.betas)).with_pose(torch.as_tensor(k.pose), torch.as_tensor(k.transl)).joints
+        for k in (h, grown)
+    )
+    assert (1.05 * x - y).norm(dim=-1).max() < 0.006
+    assert (1.05 * x - y)[:, 0].norm(dim=-1).max() < 1e-9

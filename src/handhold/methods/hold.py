@@ -94,7 +94,7 @@ def train_clip(
     whole = held.scene.background is not None
     table = pixel_table(sequence, start.obs, held.scene.names, start.weight, whole=whole, seed=seed)
     settings = _joint(config, pose_lr, seed)
-    if config.refinement:
+    if config.refinement and (pose_lr or start.tracked):
         train(held.scene, table, held.templates, refinement(settings), part(0.4, 0.5))
     course = train(held.scene, table, held.templates, settings, part(0.5, 1.0))
     if course:
@@ -128,8 +128,9 @@ def refinement(joint: Training) -> Training:
 
     The outlines are the medium's own (the paper's are of a soft rasteriser), so that bodies hide each other here too.
     """
+    scale_rate = SCALE_RATE if joint.object_rate else 0.0  # given poses are metric
     return replace(
-        joint, iterations=REFINE, rays=1024, fields=False, hand_rate=HAND_RATE, scale_rate=SCALE_RATE, widths=(1.2, 0.8)
+        joint, iterations=REFINE, rays=1024, fields=False, hand_rate=HAND_RATE, scale_rate=scale_rate, widths=(1.2, 0.8)
     )
 
 
@@ -226,6 +227,7 @@ def hand_template(hand: SkinnedPoses, color: torch.Tensor | None = None, resolut
 def finish(sequence: Sequence, held: Held, notes: list[str]) -> Fitted:
     """Meshes, colours, tracks and files out of the trained scene."""
     start = held.start
+    held.scene.modules().to("cpu")
     scene = replace(held.scene, bodies=[grown(b) for b in held.scene.bodies])
     by_name = {b.name: b for b in scene.bodies}
     object_ = by_name["object"]

@@ -19,7 +19,7 @@ from ..render.samplers import Rays
 from ..render.volume import inverted_sphere
 from ..scene import Mesh
 from ..shapes.encodings import Fourier, FourierConfig
-from ..shapes.extraction import Report, extract_surface
+from ..shapes.extraction import Report, extract_grid, extract_surface
 from ..shapes.nerf import Nerf
 from ..shapes.neural_sdf import ColorMlp, SdfMlp
 from ..shapes.sdf_fit import shading
@@ -124,6 +124,12 @@ class GridField(_Lit):
         nn.init.zeros_(self.head[-1].weight)
         nn.init.zeros_(self.head[-1].bias)
 
+    def _apply(self, fn, recurse=True):
+        out = super()._apply(fn, recurse)
+        if self.grid.data.device != self.light.device:
+            self.grid = SdfGrid(self.grid.data.to(self.light.device), self.grid.lo.to(self.light.device), self.grid.h)
+        return out
+
     def set_alpha(self, alpha: float) -> None:
         """Grids go coarse to fine by their resolution."""
 
@@ -169,9 +175,12 @@ def field_mesh(field: Field, resolution: int = 96) -> tuple[Mesh, Report]:
 
     Raises `StageFailed` when the field has one sign in all of its box.
     """
-    lo, hi = (a.detach().cpu().numpy() for a in field.box())
     device = field.light.device
-    resolution = field.grid.R - 1 if isinstance(field, GridField) else resolution
+    if isinstance(field, GridField):  # its values are there already
+        grid = field.grid
+        paint = lambda x: field.albedo(torch.as_tensor(x, dtype=torch.float32, device=device)).cpu().numpy()  # noqa: E731
+        return extract_grid(grid.data[..., 0].cpu(), grid.lo.cpu().numpy(), grid.h, color=paint)
+    lo, hi = (a.detach().cpu().numpy() for a in field.box())
     return extract_surface(field.sdf, lo, hi, resolution, color=field.albedo, lipschitz=2.5, device=device)
 
 

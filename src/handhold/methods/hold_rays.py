@@ -62,7 +62,9 @@ def pixel_table(
     r = max(5, round(ring * w / 480))
     disk = np.ones((2 * r + 1, 2 * r + 1), np.uint8)
     blank = np.zeros(sequence.frames.shape[:3], bool)
-    masks = {k: sequence.masks.get(k, blank) for k in (*names, "other")}
+    masks = {k: sequence.masks.get(k, blank) for k in names}
+    others = [m for k, m in sequence.masks.items() if k not in names] or [blank]  # hands that no body stands for too
+    masks["other"] = np.any(others, axis=0)
     out: dict[str, list[np.ndarray]] = {k: [] for k in ("frame", "direction", "color", "label", "clear", "sure")}
     counts = []
     for i in range(len(sequence)):

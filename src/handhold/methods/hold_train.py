@@ -170,9 +170,9 @@ def prior_terms(
     for b in scene.bodies:
         if b.name in templates.hands:
             x = near_template(b, templates.hands[b.name], generator)
-            sdf, gradient = b.field.gradient(x)
+            sdf, gradient = b.field.gradient(x.to(b.field.light.device))
             known = templates.hands[b.name].sample(x)[0][:, 0].detach()
-            out[f"template {b.name}"] = WEIGHTS["template"] * losses.template(sdf, known)
+            out[f"template {b.name}"] = WEIGHTS["template"] * losses.template(sdf, known.to(sdf))
         elif isinstance(b.field, NetworkField):
             lo, hi = b.field.box()
             x = lo + (hi - lo) * torch.rand(512, 3, generator=generator).to(lo.device)

@@ -102,7 +102,10 @@ METHODS = {"rigid": _rigid, "bigs": _bigs, "hold": _hold}
 
 
 def with_poses(tracks: Tracks, path: Path) -> Tracks:
-    """Tracks with the object poses of a .npz that holds cam_from_object (F,4,4), metres. Raises `UnusableInput`."""
+    """Tracks with the object poses of a .npz that holds cam_from_object (F,4,4), metres. Raises `UnusableInput`.
+
+    Tracked hands have the size and distance that tracking gave them; they take those that fit the given poses.
+    """
     poses = load_npz(path).get("cam_from_object")
     shape = tracks.cam_from_object.shape
     if poses is None or poses.dtype.kind not in "fiu" or poses.shape != shape:
@@ -113,14 +116,42 @@ def with_poses(tracks: Tracks, path: Path) -> Tracks:
     if not known.any() or np.abs(r @ r.transpose(0, 2, 1) - np.eye(3)).max() > 1e-3 or (np.linalg.det(r) < 0).any():
         raise UnusableInput(f"{path} holds no rigid poses: a turn and a shift each, without scale.")
     poses[~known] = np.nan
+    k = size_in(tracks.cam_from_object, poses)
     return replace(
         tracks,
+        hands={s: resized(s, h, 1 / k) for s, h in tracks.hands.items()},
         cam_from_object=poses,
         confidence=known.astype(np.float32),
         reason=np.where(known, SFM, NOT_FOUND),
         scale_known=True,
         carried_by="",
     )
+
+
+def size_in(tracked: np.ndarray, given: np.ndarray) -> float:
+    """How large the world of the `tracked` poses (F,4,4) is beside that of the `given` ones; 1 where that is not told.
+
+    tracked = k (given translation + given rotation c), c: the tracked frame's origin in the given frame.
+    """
+    both = np.isfinite(tracked[:, 0, 0]) & np.isfinite(given[:, 0, 0])
+    if both.sum() < 3:
+        return 1.0
+    a = np.concatenate([given[both, :3, 3, None], given[both, :3, :3]], 2).reshape(-1, 4)
+    k = np.linalg.lstsq(a, tracked[both, :3, 3].reshape(-1), rcond=None)[0][0]
+    return float(k) if 0.5 < k < 2 else 1.0
+
+
+def resized(side: str, h: HandTrack, scale: float) -> HandTrack:
+    """The hand `scale` times as large and as far away, so that its picture stays: the shape nearest to that."""
+    model = HandModel.open(side, dtype=torch.float64)
+    before = model.with_shape(torch.as_tensor(np.asarray(h.betas, np.float64)))
+    target = scale * before.vertices - model.v_template
+    basis = torch.cat([model.shapedirs, torch.eye(3, dtype=torch.float64).expand(len(target), 3, 3)], 2).reshape(-1, 13)
+    ridge = 1e-4 * torch.eye(13, dtype=torch.float64)
+    betas = torch.linalg.solve(basis.T @ basis + ridge, basis.T @ target.reshape(-1))[:10]
+    wrist = before.rest_joints[0].numpy() + h.transl
+    transl = scale * wrist - model.with_shape(betas).rest_joints[0].numpy()
+    return replace(h, betas=betas.numpy().astype(h.betas.dtype), transl=transl)
 
 
 def build_scene(sequence: Sequence, tracks: Tracks, result) -> Scene:
