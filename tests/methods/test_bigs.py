@@ -169,6 +169,15 @@ def test_one_subject_alone_does_not_answer_for_the_others(clip):
     assert drawn.bodies == (OBJECT,) and drawn.out.ids[..., 1:].sum() == 0
 
 
+def test_a_network_of_the_users_is_asked_about_the_pictures_that_teach(clip):
+    *_, views, s = setting(TINY, clip[1], clip[0])
+    asked = []
+    network = lambda x: [asked.append(x.requires_grad) or x]  # noqa: E731
+    quiet = lambda share, what: None  # noqa: E731
+    train(views, s, optimiser_of(s), TINY, 2, torch.Generator().manual_seed(1), None, None, quiet, network)
+    assert any(asked) and not all(asked)  # the drawn image with gradients, the frame without
+
+
 def test_held_out_frames_teach_no_colour(clip):
     *_, views, s = setting(TINY, clip[1], clip[0])
     values, rest = detached(s.object_values(), s.rest_hands())

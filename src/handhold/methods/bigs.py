@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,12 +21,13 @@ from ..hand import HandModel
 from ..priors.sds import SKIPPED, Guidance
 from ..scene import Mesh, Sequence
 from ..shapes.sdf_fit import SdfFitConfig
+from ..shapes.skinned import SkinnedGaussians
 from .base import HAND_SPLATS, OBJECT_SPLATS, Fitted, posed_hand
 from .bigs_contact import Figures, Pairs, attraction, distances, figures, find_pairs, overlap
 from .bigs_decoders import Decoded, Explicit
 from .bigs_density import CAP, Movement, densify
 from .bigs_hands import HandPoses, Template
-from .bigs_losses import color_spread, skinning_drift
+from .bigs_losses import Features, color_spread, perceptual, skinning_drift
 from .bigs_model import Score, Subjects, detached, draw, draw_unseen, mean_light, score
 from .crops import View, crops, median_color
 from .fine import FineSurface, fine_surface
@@ -46,6 +48,7 @@ WEIGHTS = {
     "contact": 0.5,  # per metre
     "overlap": 1.5,  # per metre
     "skinning": 100.0,  # weights stay the template's
+    "perceptual": 0.1,  # with a network of the user's alone
     "smooth": 0.02,  # a hand's colours are like their surroundings'
 }
 
@@ -59,12 +62,14 @@ def fit_bigs(
     device: str = "cpu",
     registration: bool = True,
     prior: Guidance | None = None,
+    features: Features | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> Fitted:
     """Fit one clip from its masks and `stages.track.Tracks`. Deterministic for a seed on one device.
 
     pose_lr: radians per step of the pose refinement with the surface; device: of the Gaussians (the surface's grid
-    stays on the CPU); prior: colours what no frame has seen; None leaves it as it is.
+    stays on the CPU); prior: colours what no frame has seen; None leaves it as it is; features: a network for the
+    perceptual loss (`bigs_losses.perceptual`), none by default.
     """
     say = progress or (lambda share, what: None)
     part = lambda a, b: lambda share, what, **metrics: say(a + (b - a) * share, what, **metrics)  # noqa: E731
@@ -94,7 +99,8 @@ def fit_bigs(
     # 3. Stage 1: each subject alone.
     alone = min(config.alone * len(views), config.steps)
     optimiser = optimiser_of(s)
-    train(views, s, optimiser, config, alone, generator, None, prior, part(0.25, 0.45))
+    learn = partial(train, views, s, optimiser, config, generator=generator, features=features)
+    learn(alone, interaction=None, prior=prior, say=part(0.25, 0.45))
     before = score(views, s)
 
     # 4. Stage 2: together, with the poses.
@@ -102,7 +108,7 @@ def fit_bigs(
     met = {side: t.figures() for side, t in touch.items()}
     if config.stage2:
         both = min(config.together * len(views), max(config.steps - alone, 0))
-        train(views, s, optimiser, config, both, generator, Interaction(fine.field.grid, touch), None, part(0.45, 1.0))
+        learn(both, interaction=Interaction(fine.field.grid, touch), prior=None, say=part(0.45, 1.0))
     return finish(sequence, start, fine, views, s, config, before, met, touch, notes)
 
 
@@ -212,6 +218,7 @@ def train(
     interaction: Interaction | None,
     prior: Guidance | None,
     say: Callable[[float, str], None],
+    features: Features | None = None,
 ) -> None:
     """One stage, a frame per step: without `interaction` each subject alone and poses fixed, with it all together."""
     together = interaction is not None
@@ -242,6 +249,10 @@ def train(
         if not drawn:
             continue
         loss = sum(view.weight * image_loss(view, d.out, d.bodies) for d in drawn)
+        if features is not None and learn:
+            for d in drawn:
+                sure = view.label[..., list(d.bodies)].sum(-1, keepdim=True)
+                loss = loss + WEIGHTS["perceptual"] * perceptual(features, d.out.color[0], view.image, sure)
         if learn:
             loss = loss + regularisers(s, values, rest, held if s.hands else {}, neighbours, view)
         if together:
@@ -366,7 +377,7 @@ def finish(
         arrays[OBJECT_SPLATS] = {k: v.cpu().numpy() for k, v in found.items()}
         for side, hand in (s.rest_hands() if s.hands else {}).items():
             g = hand.gaussians.with_values(colors=(hand.gaussians.colors * factor).clamp(0, 1))
-            arrays[HAND_SPLATS[side]] = g.arrays() | {"weights": hand.weights.cpu().numpy()}
+            arrays[HAND_SPLATS[side]] = SkinnedGaussians(g, hand.weights).arrays()
             colors[side] = g.colors[: len(HandModel.open(side).v_template)].cpu().numpy()
     now = meetings(start, s, poses, fine.mesh, touch)
     figures_now = {side: m.figures() for side, m in now.items()}

@@ -19,6 +19,7 @@ from ..geometry.rigid import quat_from_matrix, quat_multiply, so3_exp
 from ..hand import HandModel
 from ..hand.model import PosedHand
 from ..shapes.gaussians import Gaussians
+from ..shapes.skinned import blended
 from .bigs_decoders import Values
 from .bigs_losses import swaying, turning
 from .surfels import tangent_frames
@@ -94,8 +95,7 @@ class RestHand:
 
         Linear blend skinning with the full blended matrix M: means M x + t, covariances M C M^T.
         """
-        blended = (self.weights @ bones[:, :3].reshape(len(bones), 12)).reshape(-1, 3, 4)
-        M, t = blended[..., :3], blended[..., 3]
+        M, t = blended(self.weights, bones)
         a, b = (M.detach() @ self.tangents).unbind(-1)
         return self.gaussians.transformed(M, t), F.normalize(torch.linalg.cross(a, b), dim=-1)
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..geometry.rigid import so3_log
 
+Features = Callable[[Tensor], list[Tensor]]  # image (1,3,H,W) in [0,1] -> feature maps (1,C,h,w)
+
 
 def turning(before: Tensor, now: Tensor, after: Tensor) -> Tensor:
     """(*) squared change of the turn from frame to frame, radians: rotations (*,3,3) on SO(3), not axis-angle.
@@ -27,11 +29,6 @@ def swaying(before: Tensor, now: Tensor, after: Tensor) -> Tensor:
     return (before - 2 * now + after).square().sum(-1)
 
 
-def size_spread(scales: Tensor, spacing: float) -> Tensor:
-    """Mean squared scale over the spacing: the paper's `reg_scale`, without units."""
-    return (scales[..., :2] / spacing).square().mean()
-
-
 def color_spread(colors: Tensor, neighbours: Tensor) -> Tensor:
     """Mean absolute difference of colours (N,3) from those of their neighbours (N,k) indices.
 
@@ -45,16 +42,12 @@ def skinning_drift(weights: Tensor, template: Tensor) -> Tensor:
     return (weights - template).square().mean()
 
 
-def perceptual(
-    network: Callable[[Tensor], list[Tensor]] | None, image: Tensor, picture: Tensor, sure: Tensor
-) -> Tensor | None:
-    """Distance of two images (H,W,3) in the features of a network that the user gives; None without one.
+def perceptual(network: Features, image: Tensor, picture: Tensor, sure: Tensor) -> Tensor:
+    """Distance of two images (H,W,3) in the features of a network that the user gives.
 
     network: (1,3,H,W) in [0,1] -> feature maps (1,C,h,w); sure (H,W,1): 1 where the picture is to be believed.
     Features are compared with unit length per pixel (LPIPS, Zhang et al., CVPR 2018, without learned weights).
     """
-    if network is None:
-        return None
     a, b = ((x * sure).permute(2, 0, 1)[None] for x in (image, picture))
     unit = lambda f: f / f.norm(dim=1, keepdim=True).clamp(min=1e-8)  # noqa: E731
     with torch.no_grad():

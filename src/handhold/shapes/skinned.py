@@ -39,12 +39,17 @@ class SkinnedGaussians:
         """
         if bones.shape != (self.weights.shape[1], 4, 4):
             raise ValueError(f"bones are {tuple(bones.shape)}, not ({self.weights.shape[1]},4,4)")
-        blended = (self.weights @ bones[:, :3].reshape(len(bones), 12)).reshape(-1, 3, 4)
-        return self.rest.transformed(blended[..., :3], blended[..., 3])
+        return self.rest.transformed(*blended(self.weights, bones))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What the file holds."""
         return self.rest.arrays() | {"weights": self.weights.detach().cpu().numpy()}
+
+
+def blended(weights: Tensor, bones: Tensor) -> tuple[Tensor, Tensor]:
+    """M (N,3,3) and t (N,3) of sum_j w_j bones_j: weights (N,J), bones (J,4,4)."""
+    mixed = (weights @ bones[:, :3].reshape(len(bones), 12)).reshape(-1, 3, 4)
+    return mixed[..., :3], mixed[..., 3]
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], body: int = 0, bones: int = 0) -> Gaussians | SkinnedGaussians:
