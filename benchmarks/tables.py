@@ -12,10 +12,18 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import tables_methods
 import tables_tracking
 
 HERE = Path(__file__).parent
-PAGES = ("README.md", "docs/benchmarks.md", "docs/models.md", "docs/methods/tracking.md")
+PAGES = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/models.md",
+    "docs/methods/tracking.md",
+    "docs/methods/bigs.md",
+    "docs/methods/hold.md",
+)
 COLUMNS = (  # title, metric, format
     ("frames %", "frames", "{:.0f}"),
     ("MPJPE right mm", "mpjpe_right", "{:.1f}"),
@@ -252,6 +260,9 @@ BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "regressors": ("frontend.json", regressor_table),
     "segmenter": ("frontend.json", segmenter_table),
     "families": ("families.json", regressor_table),
+    "methods": ("methods.json", tables_methods.methods_table("rigid", "bigs", "hold")),
+    "bigs": ("methods.json", tables_methods.methods_table("rigid", "bigs")),
+    "hold": ("methods.json", tables_methods.methods_table("rigid", "hold")),
     "tracking": ("tracking.json", tables_tracking.results_table),
     "tracking-sfm": ("tracking.json", tables_tracking.baselines_table),
     "tracking-rungs": ("tracking.json", tables_tracking.rungs_table),
