@@ -8,7 +8,7 @@ import torch
 from handhold.geometry.meshes import interpolate, sample_surface, vertex_normals
 from handhold.geometry.rigid import quat_from_matrix
 from handhold.hand import HandModel
-from handhold.methods.appearance import _frames
+from handhold.methods.surfels import tangent_frames
 from handhold.scene import Body, Mesh, Rigid, Scene, Skinned
 from handhold.shapes.gaussians import Gaussians
 from handhold.shapes.skinned import SkinnedGaussians
@@ -33,7 +33,7 @@ def discs(v: torch.Tensor, f: torch.Tensor, color: tuple, count: int, size: floa
     n = torch.nn.functional.normalize(interpolate(vertex_normals(v, f), f, face, bary), dim=-1)
     scales = torch.tensor([size, size, 0.1 * size]).repeat(count, 1)
     colors, ids = torch.tensor(color).repeat(count, 1), torch.zeros(count, dtype=torch.int64)
-    g = Gaussians(x, quat_from_matrix(_frames(n)), scales, torch.full((count,), 0.97), colors, ids)
+    g = Gaussians(x, quat_from_matrix(tangent_frames(n)), scales, torch.full((count,), 0.97), colors, ids)
     return g if weights is None else SkinnedGaussians(g, interpolate(weights, f, face, bary))
 
 
