@@ -20,7 +20,7 @@ from ..scene import Mesh, Sequence
 from ..shapes.sdf import bake_sdf, redistance
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
-from ..tracking.object import ObjectField, beside, refine_object
+from ..tracking.object import REACH, ObjectField, beside, inside_solids, refine_object
 from .base import Fitted
 from .crops import median_color
 from .fine import THIN_FINE, THIN_UNSEEN, frame_confidence, prune_unseen
@@ -154,7 +154,7 @@ def pretrain_grids(
             Sampling(True),
         )
     ]  # fmt: skip
-    templates = Templates(object=fitted.grid)
+    templates = Templates(object=fitted.grid, empty=empty_of(start))
     for side, track in start.tracked.items():
         hand = SkinnedPoses(side, track)
         grid = hand_template(hand, median_color(sequence, side))
@@ -176,7 +176,7 @@ def pretrain_networks(
     unit = BALL * coarse.radius
     laws = lambda unit: Density(config.density_kind, 0.05 * unit, unit, True)  # noqa: E731
     bodies = [HoldBody("object", poses, NetworkField(n, coarse.center, unit, size), laws(unit), Sampling(False))]
-    templates = Templates(object=coarse.grid)
+    templates = Templates(object=coarse.grid, empty=empty_of(start))
     for side, track in start.tracked.items():
         hand = SkinnedPoses(side, track)
         v = hand.rest()[0]
@@ -197,6 +197,11 @@ def pretrain_networks(
     table = pixel_table(sequence, start.obs, scene.names, start.weight, whole=config.background, seed=seed)
     train(scene, table, templates, replace(joint, iterations=joint.iterations // 2), progress)
     return Held(scene, start, templates, None)
+
+
+def empty_of(start: Placing) -> torch.Tensor:
+    """(E,3) points of the object's rest space where the hands are."""
+    return inside_solids(start.coarse.center, REACH * start.coarse.radius, start.solids)[0]
 
 
 def fit_template(body: HoldBody, grid: SdfGrid, steps: int, seed: int, rate: float = 1e-3) -> float:

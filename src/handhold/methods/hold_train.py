@@ -45,11 +45,12 @@ class Training:
 
 WEIGHTS = {
     "semantic": 0.2, "sparsity": 0.1, "template": 5.0, "penetration": 0.5, "contact": 0.2, "smooth": 0.2,
-    "eikonal": 0.1, "hand": 1.0,
+    "eikonal": 0.1, "empty": 2.0, "hidden": 0.05,
 }  # fmt: skip
 GRID_EIKONAL, GRID_SMOOTH = 0.02, 1e-3  # as `shapes.sdf_fit` measured
 AWAY = {"object": 0.05}  # metres from the last surface beyond which a ray should meet nothing; hands:
 AWAY_HAND = 0.01
+EMPTY_DEPTH = 0.01  # metres of the object in a hand that cost 1
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Templates:
 
     hands: dict[str, SdfGrid] = field(default_factory=dict)
     object: SdfGrid | None = None
+    empty: Tensor | None = None  # (E,3) where hands rest in the object's frame: it is not there
 
 
 def train(
@@ -150,6 +152,10 @@ def data_terms(
             mine = torch.where(label == b, 0, NOTHING)
             each.append(losses.semantic(alone[:, b : b + 1], alone[:, b : b + 1], mine, tells))
         out["semantic"] = WEIGHTS["semantic"] * torch.stack(each).sum()
+    if "object" in scene.names:  # what no view needs, behind a hand, should not be there
+        k = scene.names.index("object")
+        behind_hand = ((label >= 0) & (label != k)).float()
+        out["hidden"] = WEIGHTS["semantic"] * WEIGHTS["hidden"] * (alone[:, k] * behind_hand).mean()
     if not all(b.sampling.cached for b in scene.bodies):  # a cached band is empty there already
         away = torch.stack([_away(b, rays, templates) for b in scene.bodies], 1)
         out["sparsity"] = WEIGHTS["sparsity"] * losses.sparsity(alone, away)
@@ -185,6 +191,11 @@ def prior_terms(
             move = losses.translation_acceleration((p.transl + p.shift) / 0.1, p.known)
             keep = p.turn.square().mean() + p.bend.square().mean() + (p.shift / 0.01).square().mean()
             out[f"smooth {b.name}"] = WEIGHTS["smooth"] * (bend + move) + 0.02 * keep
+    if templates.empty is not None and len(templates.empty) and "object" in by_name:
+        at = templates.empty[torch.randint(len(templates.empty), (512,), generator=generator)]
+        field = by_name["object"].field
+        inside = field.sdf(at.to(field.light)) / EMPTY_DEPTH
+        out["empty"] = WEIGHTS["empty"] * inside.clamp(max=0).square().mean()
     if settings.contact and "object" in by_name:
         frames = torch.unique(table.frame[rows])
         for b in scene.bodies:

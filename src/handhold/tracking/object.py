@@ -22,6 +22,7 @@ from ..scene import Mesh, Sequence
 from ..shapes.sdf import View, surface, visual_hull
 from ..shapes.sdf_fit import DEFAULT_FIT, Pixels, SdfFitConfig, Stage, fit_sdf
 
+REACH = 1.15  # of the object's radius: half a side of its grid
 _SOLID_NODES = 48  # per axis, at which other bodies are asked where they are
 
 
@@ -114,6 +115,15 @@ STAGES = (
 )
 
 
+def inside_solids(center: np.ndarray, half: float, solids: Iterable[Solid]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Points (E,3) inside the solids, middles of cubes of side 2 half / 47 of the cube of side 2 half about `center`;
+    and each solid's distances at all of them, flat."""
+    axes = (center[a] + np.linspace(-half, half, _SOLID_NODES) for a in range(3))
+    nodes = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    filled = [torch.from_numpy(s.distance(nodes).astype(np.float32)) for s in solids]
+    return torch.cat([torch.from_numpy(nodes).float()[d < -0.01 * half] for d in filled] or [torch.zeros(0, 3)]), filled
+
+
 def refine_object(
     obs: Observations,
     cam_from_object: np.ndarray,
@@ -133,12 +143,9 @@ def refine_object(
     valid = np.isfinite(cam_from_object[:, 0, 0]) & (obs.inside.reshape(len(obs.inside), -1).sum(1) > 50)
     index = np.flatnonzero(valid)
     center, radius = (start.center, start.radius) if start is not None else object_extent(obs, cam_from_object, valid)
-    half = 1.15 * radius
+    half = REACH * radius
     weight = np.clip(confidence[index], 0.05, 1.0)
-    axes = (center[a] + np.linspace(-half, half, _SOLID_NODES) for a in range(3))
-    nodes = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    filled = [torch.from_numpy(s.distance(nodes).astype(np.float32)) for s in solids]
-    empty = torch.cat([torch.from_numpy(nodes).float()[d < -0.01 * half] for d in filled] or [torch.zeros(0, 3)])
+    empty, filled = inside_solids(center, half, solids)
     if start is not None:
         grid = start.grid
     else:
