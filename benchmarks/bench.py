@@ -56,6 +56,7 @@ def run_clip(clip: Path, out: Path, fresh: bool) -> dict:
     if not told.get("ok"):
         return row | {"error": told.get("error", "")}
     row |= {k: told[k] for k in ("partial", "reasons", "metrics", "seconds", "kept")}
+    row["wall_s"] = round(seconds + sum(told["seconds"][k] for k in told["kept"]), 1)  # kept stages took theirs before
     return row
 
 

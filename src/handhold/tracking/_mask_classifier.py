@@ -87,7 +87,7 @@ def for_frames(job: Callable[[int], T], count: int) -> list[T]:
         return list(pool.map(job, range(count)))
 
 
-def train(x, y, rng, n_background: int, epochs: int = 350, width: int = 40):
+def train(x, y, rng, n_background: int, epochs: int = 700, width: int = 40):
     """A three-layer perceptron on balanced classes; background features are dropped at random so that colour alone
     suffices.
     """

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ..scene import Sequence
-from ._mask_classifier import Features, for_frames, label_all, one_thread, redecide_edges, samples, sure_labels, train
+from ._mask_classifier import Features, label_all, one_thread, redecide_edges, samples, sure_labels, train
 from ._mask_cleaning import HAND, OBJECT, clean, without_mixed
 from ._mask_seeds import apparent_size, find_places, guess, on_skin, skin_color, with_network
 
@@ -109,14 +109,12 @@ def segment(
     skin = skin_color(frames, features, places)
     if skin is not None:  # landmarks that do not lie on skin are wrong, and so is all that would be learned around them
         places = [p if p is None or on_skin(p, features, skin, i) > 0.4 else None for i, p in enumerate(places)]
-
-    def draw(i: int) -> tuple[np.ndarray, np.ndarray]:
+    drawn = []
+    for i in range(len(frames)):
         label = guess(i, features, places[i], skin)
         if network is not None:
             label = with_network(label, i, network, features)
-        return samples(label, features(i), np.random.default_rng((seed, i)), 500)
-
-    drawn = for_frames(draw, len(frames))
+        drawn.append(samples(label, features(i), rng, 500))
     x, y = (np.concatenate(k) for k in zip(*drawn, strict=True))
     notes = list(sequence.notes)
     if (y == HAND).sum() < 200 or (y == OBJECT).sum() < 200:
@@ -131,8 +129,7 @@ def segment(
     labelled = label_all(model, features, frames, network)
     if network is None:
         # Second round: the classifier's own sure, spatially consistent labels cover all frames and join the seeds.
-        draw_more = lambda i: samples(sure_labels(labelled[i]), features(i), np.random.default_rng((seed, i, 1)), 300)  # noqa: E731
-        more = for_frames(draw_more, len(frames))
+        more = [samples(sure_labels(p), features(i), rng, 300) for i, p in enumerate(labelled)]
         x, y = (np.concatenate([a, *b]) for a, b in zip((x, y), zip(*more, strict=True), strict=True))
         with one_thread():
             model = train(x, y, rng, features.n_background)
