@@ -11,8 +11,7 @@ import pytest
 from handhold.geometry.cameras import default_K
 from handhold.scene import Landmarks, Sequence
 from handhold.tracking import masks
-from handhold.tracking._mask_classifier import Features
-from handhold.tracking._mask_cleaning import _named_as_landmarks, _owned, _shared_out, without_mixed
+from handhold.tracking._mask_cleaning import _named_as_landmarks, _owned, _shared_out
 from handhold.tracking.masks import estimate_background, segment
 
 WIDTH, HEIGHT, COUNT = 160, 120, 20
@@ -198,23 +197,6 @@ def test_sides_that_landmarks_contradict_are_not_used():
     assert np.array_equal(_named_as_landmarks(share, hands), share)
     assert np.array_equal(_named_as_landmarks(1 - share, hands), 1 - (1 - share))
     assert _named_as_landmarks(np.full_like(share, 0.6), hands) is None
-
-
-def test_pixels_that_are_mostly_background_leave_the_mask():
-    """A disc drawn with its true coverage, in a mask that has every pixel it touches: half-covered ones decide."""
-    rng, back = np.random.default_rng(4), wall()
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH] + 0.5
-    covered = np.clip(25.5 - np.hypot(x - 80, y - 60), 0, 1)[..., None]
-    frame = noisy(covered * np.array(DISC) + (1 - covered) * back, rng)
-    background = masks.Background(back, np.ones((HEIGHT, WIDTH), np.float32), 2.0)
-    features = Features(frame[None], background, np.ones((HEIGHT, WIDTH), bool))
-    touched, true = (covered[..., 0] > 0.02)[None], (covered[..., 0] > 0.5)[None]
-    nothing = np.zeros_like(touched)
-    found = without_mixed(touched, nothing, features)
-    assert (found ^ true).sum() < 0.2 * (touched ^ true).sum() and not (found & ~touched).any()
-    assert np.array_equal(without_mixed(touched, ~touched, features), touched)  # beside something else: as it was
-    unknown = Features(frame[None], background, np.zeros((HEIGHT, WIDTH), bool))
-    assert np.array_equal(without_mixed(touched, nothing, unknown), touched)
 
 
 def test_a_moving_camera_is_noticed(monkeypatch):

@@ -83,30 +83,6 @@ def clean(probabilities, features, hands, hand_size, share=None, sides_known=Fal
     return masks, confidence
 
 
-def without_mixed(mask: np.ndarray, others: np.ndarray, features) -> np.ndarray:
-    """`mask` (F,H,W) bool less the pixels at its edge of which less than half is its own.
-
-    A pixel on an edge mixes two colours; it differs from the background, so it is labelled as what covers that, and the
-    mask comes out half a pixel to a pixel too large all round. How much of it is covered follows from the colours
-    inside the mask nearby and of the background (the compositing equation; Smith and Blinn, SIGGRAPH 1996), where both
-    are known and differ. others (F,H,W) bool: what else is not background; beside it nothing is known.
-    features: `_mask_classifier.Features`.
-    """
-    out, back = mask.copy(), features.background
-    for i in np.flatnonzero(mask.any((1, 2))):
-        frame, inside = features.frames[i].astype(np.float32), mask[i].astype(np.uint8)
-        core = cv2.erode(inside, np.ones((5, 5)), borderValue=1)
-        near = cv2.blur(core.astype(np.float32), (9, 9))
-        own = cv2.blur(frame * core[..., None], (9, 9)) / np.maximum(near, 1e-6)[..., None]
-        step = own - back.color
-        size = (step * step).sum(-1)
-        covered = ((frame - back.color) * step).sum(-1) / np.maximum(size, 1e-6)
-        told = (near > 0.02) & (size > (6 * back.sigma) ** 2) & features.known
-        beside = cv2.dilate(others[i].astype(np.uint8), np.ones((7, 7))) > 0
-        out[i] &= ~(told & ~beside & (core == 0) & (covered < 0.5))
-    return out
-
-
 def _named_as_landmarks(share: np.ndarray, hands) -> np.ndarray | None:
     """`share` of the right hand (F,H,W), or of the left if that is what the landmarks call right: sides are named by
     one vote of the clip. None where the segmenter cannot tell them apart, and nearness has to do."""

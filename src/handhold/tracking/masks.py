@@ -21,7 +21,7 @@ import torch
 
 from ..scene import Sequence
 from ._mask_classifier import Features, label_all, one_thread, redecide_edges, samples, sure_labels, train
-from ._mask_cleaning import HAND, OBJECT, clean, without_mixed
+from ._mask_cleaning import HAND, OBJECT, clean
 from ._mask_seeds import apparent_size, find_places, guess, on_skin, skin_color, with_network
 
 WORK_SIDE = 512  # masks are computed at most this large and resampled by coverage
@@ -141,9 +141,6 @@ def segment(
     redecide_edges(labelled, fine, features, network)
     say(0.9, "clean")
     masks, confidence = clean(labelled, features, hands, hand_size, share, sides_known)
-    if sides_known:  # the first masks are for finding features, which edges are good for
-        others = np.any([m for k, m in masks.items() if k != "object"], axis=0)
-        masks["object"] = without_mixed(masks["object"], others, features)
     if scale != 1.0:
         masks = {
             k: np.stack(
