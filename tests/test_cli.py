@@ -201,3 +201,8 @@ def test_doctor_tells_what_is_there(capsys):
     names = {f["name"] for f in told["findings"]}
     assert {"python", "torch", "kernels", "landmark weights", "pycolmap", "disk", "cores"} <= names
     assert main(["doctor"]) == code and "A reconstruction can" in capsys.readouterr().out
+
+
+def test_poses_are_known_without_the_name_of_their_stage():
+    for argv in (["--poses", "a.npz"], ["--poses=a.npz"], ["--fit.poses", "a.npz"]):
+        assert parse(["fit", "RUN", *argv])[1].fit.poses == Path("a.npz")

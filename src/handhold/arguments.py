@@ -29,6 +29,7 @@ from .config import (
 
 Bare = tyro.conf.arg(name="")  # a table whose settings are given without its name: --stride, not --prepare.stride
 SETTINGS = ("prepare", "track", "fit", "evaluate", "export", "bigs", "hold", "method", "seed", "device")
+SHORT = ("--poses",)  # settings of the fit that are also known without its name
 COMMANDS = ("run", *STAGES, "demo", "render", "synth", "train", "convert", "assets", "doctor")
 
 
@@ -255,7 +256,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
     )
     args = tyro.cli(
         union,
-        args=list(argv),
+        args=["--fit" + a.replace("--", ".", 1) if a.partition("=")[0] in SHORT else a for a in argv],
         prog="handhold",
         description="One video of hands handling an object in; hands and object out in 3D, in metres.",
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),

@@ -14,9 +14,7 @@ import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-
-import tyro
+from typing import Any, Literal, TypeVar
 
 from .errors import BadConfig, require
 from .files import write_atomically
@@ -100,7 +98,7 @@ class FitConfig:
     """Step of the pose refinement together with the surface, radians; 0 keeps the tracked poses."""
     appearance: bool = True
     """Fit Gaussians (object_splat.ply) after the surface."""
-    poses: Annotated[Path | None, tyro.conf.arg(aliases=["--poses"])] = None
+    poses: Path | None = None
     """Object poses of your own in place of the tracked ones: a .npz with cam_from_object (F,4,4), metres, OpenCV axes,
     NaN where unknown. They stay as they are."""
 
