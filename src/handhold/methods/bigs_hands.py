@@ -44,8 +44,7 @@ class Template:
         """betas: side -> (10,) shape coefficients; levels: how often the mesh is subdivided."""
         model = HandModel.open("right", device=device)
         faces, pairs = model.faces.cpu().numpy(), None
-        mix = torch.eye(len(model.v_template), dtype=torch.float32)
-        count = len(mix)
+        count = len(model.v_template)
         maps = []
         for _ in range(levels):
             pairs, faces = subdivide(faces, count)

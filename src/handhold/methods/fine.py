@@ -57,10 +57,7 @@ def fine_surface(
     if not len(mesh.faces):
         return FineSurface(fitted, None, confidence, (), notes)
     say(0.9, "surface colours")
-    front, hidden = start.obs.doubtful, start.obs.unknown
-    clear = np.stack([
-        i & ~beside(h) & ~f for i, h, f in zip(sequence.masks["object"], hidden, front, strict=True)
-    ])  # fmt: skip
+    clear = clear_pixels(sequence, start)
     colour = lambda m: observe(m, sequence.frames, clear, sequence.K, poses, start.weight, 2.5 * fitted.grid.h)  # noqa: E731
     mesh = colour(mesh)
     if prune_unseen(fitted.grid, mesh, THIN_UNSEEN):
@@ -69,6 +66,12 @@ def fine_surface(
     same = ambiguities(mesh, fitted.grid, noise, config.seed)
     notes += [a.sentence for a in same]
     return FineSurface(fitted, fair_hidden(mesh), confidence, same, notes)
+
+
+def clear_pixels(sequence: Sequence, start: Placing) -> np.ndarray:
+    """(F,H,W) bool: pixels that are surely the object's, away from what hides it."""
+    front, hidden = start.obs.doubtful, start.obs.unknown
+    return np.stack([i & ~beside(h) & ~f for i, h, f in zip(sequence.masks["object"], hidden, front, strict=True)])
 
 
 def prune_unseen(grid: SdfGrid, mesh: Mesh, radius: float) -> bool:

@@ -20,10 +20,10 @@ from ..scene import Mesh, Sequence
 from ..shapes.sdf import bake_sdf, redistance
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
-from ..tracking.object import REACH, ObjectField, beside, inside_solids, refine_object
+from ..tracking.object import REACH, ObjectField, inside_solids, refine_object
 from .base import Fitted
 from .crops import median_color
-from .fine import THIN_FINE, THIN_UNSEEN, frame_confidence, prune_unseen
+from .fine import THIN_FINE, THIN_UNSEEN, clear_pixels, frame_confidence, prune_unseen
 from .hold_canonical import RigidPoses, SkinnedPoses
 from .hold_fields import Background, GridField, NetworkField, NetworkSize, field_mesh
 from .hold_files import grown, scene_tensors
@@ -248,10 +248,7 @@ def finish(sequence: Sequence, held: Held, notes: list[str]) -> Fitted:
     except StageFailed as e:
         return Fitted(None, poses, confidence, start.reason, tracked, [*notes, str(e)])
     notes += report.notes()
-    front, hidden = start.obs.doubtful, start.obs.unknown
-    clear = np.stack([
-        i & ~beside(h) & ~f for i, h, f in zip(sequence.masks["object"], hidden, front, strict=True)
-    ])  # fmt: skip
+    clear = clear_pixels(sequence, start)
     seen = lambda m: observe(m, sequence.frames, clear, sequence.K, poses, start.weight, 0.005)  # noqa: E731
     looked = seen(mesh)
     if isinstance(object_.field, GridField) and prune_unseen(object_.field.grid, looked, THIN_UNSEEN):
