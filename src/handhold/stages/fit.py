@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -54,17 +55,20 @@ def fit(run: Run, config: Config, report: Progress) -> None:
     report(1.0)
 
 
+def _for_all(config: Config, progress) -> dict[str, Any]:
+    """The settings that every method takes."""
+    registration = "registration" not in config.track.without and config.fit.poses is None
+    return {"seed": config.seed, "pose_lr": config.fit.pose_lr, "registration": registration, "progress": progress}
+
+
 def _rigid(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitted:
     from ..methods.rigid import fit_rigid
 
     return fit_rigid(
         sequence,
         tracks,
-        seed=config.seed,
-        pose_lr=config.fit.pose_lr,
         appearance=config.fit.appearance,
-        registration="registration" not in config.track.without and config.fit.poses is None,
-        progress=progress,
+        **_for_all(config, progress),
     )
 
 
@@ -75,11 +79,8 @@ def _bigs(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitte
         sequence,
         tracks,
         config.bigs,
-        seed=config.seed,
-        pose_lr=config.fit.pose_lr,
         device=config.device,
-        registration="registration" not in config.track.without and config.fit.poses is None,
-        progress=progress,
+        **_for_all(config, progress),
     )
 
 
@@ -90,10 +91,7 @@ def _hold(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitte
         sequence,
         tracks,
         config.hold,
-        seed=config.seed,
-        pose_lr=config.fit.pose_lr,
-        registration="registration" not in config.track.without and config.fit.poses is None,
-        progress=progress,
+        **_for_all(config, progress),
         device=config.device,
     )
 
