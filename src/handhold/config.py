@@ -96,6 +96,8 @@ class FitConfig:
 
     pose_lr: float = 1e-4
     """Step of the pose refinement together with the surface, radians; 0 keeps the tracked poses."""
+    mirror: bool = True
+    """Complete surface that no frame has seen from its mirror image, where the seen surface is symmetric."""
     appearance: bool = True
     """Fit Gaussians (object_splat.ply) after the surface."""
     poses: Path | None = None

@@ -61,6 +61,7 @@ def fit_bigs(
     pose_lr: float = 1e-4,
     device: str = "cpu",
     registration: bool = True,
+    mirror: bool = True,
     prior: Guidance | None = None,
     features: Features | None = None,
     progress: Callable[[float, str], None] | None = None,
@@ -68,8 +69,8 @@ def fit_bigs(
     """Fit one clip from its masks and `stages.track.Tracks`. Deterministic for a seed on one device.
 
     pose_lr: radians per step of the pose refinement with the surface; device: of the Gaussians (the surface's grid
-    stays on the CPU); prior: colours what no frame has seen; None leaves it as it is; features: a network for the
-    perceptual loss (`bigs_losses.perceptual`), none by default.
+    stays on the CPU); mirror: complete unseen surface from its mirror image; prior: colours what no frame has seen;
+    None leaves it as it is; features: a network for the perceptual loss (`bigs_losses.perceptual`), none by default.
     """
     say = progress or (lambda share, what: None)
     part = lambda a, b: lambda share, what, **metrics: say(a + (b - a) * share, what, **metrics)  # noqa: E731
@@ -79,7 +80,7 @@ def fit_bigs(
 
     # 1. Every frame placed, and the fine surface.
     start = place(sequence, tracks, sdf, registration, part(0.0, 0.1))
-    fine = fine_surface(sequence, start, sdf, part(0.1, 0.25))
+    fine = fine_surface(sequence, start, sdf, part(0.1, 0.25), mirror=mirror)
     notes = [*start.notes, *fine.notes]
     poses = fine.field.cam_from_object
     if fine.mesh is None:

@@ -6,17 +6,18 @@ The second step of `methods.rigid` and `methods.bigs`, after `methods.placing`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from ..kernels.grid import SdfGrid
 from ..scene import Mesh, Sequence
+from ..shapes.mirror import complete, mirrors, vertex_areas
 from ..shapes.sdf import nodes, open_thin, surface
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
-from ..tracking.object import ObjectField, beside, refine_object
+from ..tracking.object import ObjectField, beside, free_space, refine_object
 from ..tracking.symmetry import Ambiguity, ambiguities, colour_noise
 from .placing import Placing, prune
 
@@ -42,30 +43,73 @@ def fine_surface(
     config: SdfFitConfig,
     progress: Callable[[float, str], None] | None = None,
     stages: tuple[Stage, ...] = FINE,
+    mirror: bool = True,
 ) -> FineSurface:
-    """Fit the fine grid from the coarse one and colour its surface. Deterministic for config.seed."""
+    """Fit the fine grid from the coarse one and finish its surface. Deterministic for config.seed.
+
+    mirror: complete unseen surface from its mirror image.
+    """
     say = progress or (lambda share, what: None)
     inner = lambda share, what, **metrics: say(0.9 * share, what, **metrics)  # noqa: E731
     fitted = refine_object(
         start.obs, start.cam_from_object, start.weight, stages, config, start.coarse, solids=start.solids,
-        progress=inner,
+        points=start.points, progress=inner,
     )  # fmt: skip
-    prune(fitted.grid, start.solids, THIN_FINE)
-    mesh, notes = surface(fitted.grid)
     poses = fitted.cam_from_object
     confidence = frame_confidence(fitted, start.confidence)
-    if not len(mesh.faces):
-        return FineSurface(fitted, None, confidence, (), notes)
     say(0.9, "surface colours")
+    done = finished(sequence, start, fitted.grid, poses, mirror, config.seed)
+    if done.mesh is None:
+        return FineSurface(fitted, None, confidence, (), done.notes)
+    noise = colour_noise(done.mesh, sequence.frames, clear_pixels(sequence, start), sequence.K, poses)
+    same = ambiguities(done.mesh, done.grid, noise, config.seed)
+    notes = done.notes + [a.sentence for a in same]
+    return FineSurface(replace(fitted, grid=done.grid), done.mesh, confidence, same, notes)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A fitted surface, cleaned, coloured and completed."""
+
+    grid: SdfGrid
+    mesh: Mesh | None  # None where nothing is left
+    notes: list[str]
+
+
+def finished(
+    sequence: Sequence, start: Placing, grid: SdfGrid, poses: np.ndarray, mirror: bool = True, seed: int = 0
+) -> Finished:
+    """What leaked between fingers removed (in place), colours as the frames show them, and what none shows completed:
+    from its mirror image where the seen surface has one (`shapes.mirror`), elsewhere as smoothly as can be."""
+    prune(grid, start.solids, THIN_FINE)
+    mesh, notes = surface(grid)
+    if not len(mesh.faces):
+        return Finished(grid, None, notes)
     clear = clear_pixels(sequence, start)
-    colour = lambda m: observe(m, sequence.frames, clear, sequence.K, poses, start.weight, 2.5 * fitted.grid.h)  # noqa: E731
+    colour = lambda m: observe(m, sequence.frames, clear, sequence.K, poses, start.weight, 2.5 * grid.h)  # noqa: E731
     mesh = colour(mesh)
-    if prune_unseen(fitted.grid, mesh, THIN_UNSEEN):
-        mesh = colour(surface(fitted.grid)[0])
-    noise = colour_noise(mesh, sequence.frames, clear, sequence.K, poses)
-    same = ambiguities(mesh, fitted.grid, noise, config.seed)
-    notes += [a.sentence for a in same]
-    return FineSurface(fitted, fair_hidden(mesh), confidence, same, notes)
+    if prune_unseen(grid, mesh, THIN_UNSEEN):
+        mesh = colour(surface(grid)[0])
+    if not mirror or mesh.observed is None or mesh.observed.all() or not mesh.observed.any():
+        return Finished(grid, fair_hidden(mesh), notes)
+    outside = free_space(start.obs, poses, start.weight)
+    planes = mirrors(mesh, grid, outside, seed)
+    if not planes:
+        return Finished(grid, fair_hidden(mesh), notes)
+    whole, filled = complete(grid, mesh, planes, outside, start.solids)
+    mesh, _ = surface(whole)
+    if not len(mesh.faces):
+        return Finished(grid, None, notes)
+    mesh = colour(mesh)
+    at = ((mesh.vertices - whole.lo.numpy()) / whole.h).round().astype(int).clip(0, whole.R - 1)
+    known = filled[at[:, 0], at[:, 1], at[:, 2]] > 0.5
+    off = ", ".join(f"{1e3 * m.error:.1f}" for m in planes)
+    share = (vertex_areas(mesh) * (known & ~mesh.observed)).sum() / vertex_areas(mesh).sum()
+    notes.append(
+        f"{100 * share:.0f} % of the object's surface was not seen and is completed from its mirror image in "
+        f"{len(planes)} plane{'s' * (len(planes) > 1)}; where both sides are seen they agree within {off} mm"
+    )
+    return Finished(whole, fair_hidden(mesh, known=known), notes)
 
 
 def clear_pixels(sequence: Sequence, start: Placing) -> np.ndarray:

@@ -19,11 +19,10 @@ from ..losses import eikonal
 from ..scene import Mesh, Sequence
 from ..shapes.sdf import bake_sdf, redistance
 from ..shapes.sdf_fit import SdfFitConfig, Stage
-from ..shapes.texture import fair_hidden, observe
 from ..tracking.object import REACH, ObjectField, inside_solids, refine_object
 from .base import Fitted
 from .crops import median_color
-from .fine import THIN_FINE, THIN_UNSEEN, clear_pixels, frame_confidence, prune_unseen
+from .fine import THIN_FINE, finished, frame_confidence
 from .hold_canonical import RigidPoses, SkinnedPoses
 from .hold_fields import Background, GridField, NetworkField, NetworkSize, field_mesh
 from .hold_files import grown, scene_tensors
@@ -37,6 +36,7 @@ from .settings import HoldConfig
 
 PRETRAIN = (Stage(80, 350, (1.2, 0.6), 1.0),)  # of the object's grid, alone
 HAND_RESOLUTION = 96
+NETWORK_RESOLUTION = 112  # of the grid that a network's surface is finished on
 REFINE = 150  # steps of the pose refinement
 HAND_RATE, SCALE_RATE = 1e-4, 2e-4
 PAPER = NetworkSize()
@@ -63,10 +63,12 @@ def fit_hold(
     progress: Callable[[float, str], None] | None = None,
     registration: bool = True,
     device: str = "cpu",
+    mirror: bool = True,
 ) -> Fitted:
     """Fit one clip from its masks and `stages.track.Tracks`. Deterministic for a seed on one device.
 
-    pose_lr: radians per step of object poses; 0: they stay (they are given). device: where fields are trained.
+    mirror: complete unseen surface from its mirror image. pose_lr: radians per step of object poses; 0: they stay (they
+    are given). device: where fields are trained.
     """
     say = progress or (lambda share, what: None)
     part = lambda a, b: lambda share, what, **metrics: say(a + (b - a) * share, what, **metrics)  # noqa: E731
@@ -77,7 +79,7 @@ def fit_hold(
     start = place(sequence, tracks, sdf_config, registration, part(0.0, 0.25))
     held, notes = train_clip(sequence, start, config, sdf_config, device, part(0.25, 0.9))
     say(0.9, "surfaces")
-    return finish(sequence, held, notes)
+    return finish(sequence, held, notes, mirror, seed)
 
 
 def train_clip(
@@ -140,7 +142,7 @@ def pretrain_grids(
     """Grids: the object's from its own pixels (NeuS in a band), the hands' from their template."""
     fitted = refine_object(
         start.obs, start.cam_from_object, start.weight, PRETRAIN, sdf_config, start.coarse, solids=start.solids,
-        progress=progress,
+        points=start.points, progress=progress,
     )  # fmt: skip
     prune(fitted.grid, start.solids, THIN_FINE)
     redistance(fitted.grid)
@@ -229,7 +231,7 @@ def hand_template(hand: SkinnedPoses, color: torch.Tensor | None = None, resolut
     return bake_sdf(mesh, resolution, margin=0.15)
 
 
-def finish(sequence: Sequence, held: Held, notes: list[str]) -> Fitted:
+def finish(sequence: Sequence, held: Held, notes: list[str], mirror: bool = True, seed: int = 0) -> Fitted:
     """Meshes, colours, tracks and files out of the trained scene."""
     start = held.start
     held.scene.modules().to("cpu")
@@ -241,20 +243,20 @@ def finish(sequence: Sequence, held: Held, notes: list[str]) -> Fitted:
     confidence = start.confidence
     if held.pretrained is not None:
         confidence = frame_confidence(held.pretrained, start.confidence)
-    if isinstance(object_.field, GridField):
-        prune(object_.field.grid, start.solids, THIN_FINE)
     try:
-        mesh, report = field_mesh(object_.field)
+        if isinstance(object_.field, GridField):
+            grid = object_.field.grid
+        else:
+            grid = bake_sdf(field_mesh(object_.field)[0], NETWORK_RESOLUTION)
+        done = finished(sequence, start, grid, poses, mirror, seed)
     except StageFailed as e:
         return Fitted(None, poses, confidence, start.reason, tracked, [*notes, str(e)])
-    notes += report.notes()
-    clear = clear_pixels(sequence, start)
-    seen = lambda m: observe(m, sequence.frames, clear, sequence.K, poses, start.weight, 0.005)  # noqa: E731
-    looked = seen(mesh)
-    if isinstance(object_.field, GridField) and prune_unseen(object_.field.grid, looked, THIN_UNSEEN):
-        mesh = field_mesh(object_.field)[0]
-        looked = seen(mesh)
-    mesh = fair_hidden(looked)
+    notes += done.notes
+    if done.mesh is None:
+        return Fitted(None, poses, confidence, start.reason, tracked, notes)
+    mesh = done.mesh
+    if isinstance(object_.field, GridField):
+        object_.field.grid.data[..., 0] = done.grid.data[..., 0]
     tensors = scene_tensors(scene)
     hands, colors = {}, {}
     for side in tracked:

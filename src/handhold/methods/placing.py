@@ -15,12 +15,13 @@ from ..hand import HandModel
 from ..kernels.grid import SdfGrid
 from ..scene import Sequence
 from ..shapes.sdf import nodes, open_thin, surface
-from ..shapes.sdf_fit import SdfFitConfig
+from ..shapes.sdf_fit import SdfFitConfig, SurfacePoints
 from ..tracking import rungs
 from ..tracking.bootstrap import bootstrap, silhouette_iou
 from ..tracking.fiducial import bridge_gaps
 from ..tracking.object import COARSE, ObjectField, Observations, hiders, refine_object
 from ..tracking.occlusion import HandSolid, hand_depth, object_depth, raw_depth, widened
+from ..tracking.points import follow, surface_points
 from ..tracking.register import register_missing
 from .base import f64, posed_hand
 
@@ -45,6 +46,7 @@ class Placing:
     obs: Observations  # pixels that a hand in front of the object covers are doubtful
     coarse: ObjectField
     solids: list[HandSolid]  # where the hands are, the object is not
+    points: SurfacePoints | None  # of the object's surface
     notes: list[str]
 
 
@@ -98,8 +100,10 @@ def place(
 
     # A coarse surface from the frames that tracking placed; the frames it could not place are registered to that.
     # (Poses stay for now: a coarse grid blurs the print they hang on.)
+    corners, width = follow(obs), sequence.size[0]
+    points = surface_points(corners, poses, width)
     coarse = refine_object(
-        obs, poses, weight, COARSE, replace(config, pose_lr=0.0), solids=solids, progress=part(0.2, 0.8)
+        obs, poses, weight, COARSE, replace(config, pose_lr=0.0), solids=solids, points=points, progress=part(0.2, 0.8)
     )
     placed, error = coarse.cam_from_object, np.full(len(sequence), np.nan)
     if registration:
@@ -123,12 +127,13 @@ def place(
         raw = raw_depth(sequence, hands)
         obs = replace(obs, occluder_depth=hand_depth(sequence, raw))
         weight = np.clip(confidence * belief, 0.02, 1)
+        points = surface_points(corners, placed, width)
 
     # Which of the hand's pixels are in front of the object can be told now.
     prune(coarse.grid, solids, THIN_COARSE)
     front = widened(raw < object_depth(surface(coarse.grid)[0], sequence, placed) + IN_FRONT)
     obs = replace(obs, doubtful=front)
-    return Placing(placed, confidence, reason, weight, tracked, hands, obs, coarse, solids, notes)
+    return Placing(placed, confidence, reason, weight, tracked, hands, obs, coarse, solids, points, notes)
 
 
 def seen_where_held(

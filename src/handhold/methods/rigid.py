@@ -33,11 +33,12 @@ def fit_rigid(
     appearance: bool = True,
     progress: Callable[[float, str], None] | None = None,
     registration: bool = True,
+    mirror: bool = True,
 ) -> Fitted:
     """Fit one clip from its masks and `stages.track.Tracks`. Deterministic for a seed.
 
     pose_lr: radians per step of the pose refinement with the surface (0: poses stay); appearance: fit Gaussians too;
-    registration: place the frames that tracking could not.
+    registration: place the frames that tracking could not; mirror: complete unseen surface from its mirror image.
     """
     say = progress or (lambda share, what: None)
     part = lambda a, b: lambda share, what, **metrics: say(a + (b - a) * share, what, **metrics)  # noqa: E731
@@ -51,7 +52,7 @@ def fit_rigid(
     notes = list(start.notes)
 
     # 2. The fine surface, its colours, what was seen, and the rest.
-    fine = fine_surface(sequence, start, config, part(0.25, 0.65))
+    fine = fine_surface(sequence, start, config, part(0.25, 0.65), mirror=mirror)
     mesh, poses, confidence, same = fine.mesh, fine.field.cam_from_object, fine.confidence, fine.ambiguous
     notes += fine.notes
     if mesh is None:

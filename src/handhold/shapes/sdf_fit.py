@@ -38,6 +38,14 @@ class Pixels:
 
 
 @dataclass(frozen=True)
+class SurfacePoints:
+    """Triangulated points of the surface, a row for each time one was seen: the ray to it is empty."""
+
+    position: Tensor  # (N,3) object frame
+    towards: Tensor  # (N,3) unit, object frame, from the point to the camera that saw it
+
+
+@dataclass(frozen=True)
 class Stage:
     """One level of the coarse-to-fine fit."""
 
@@ -56,6 +64,7 @@ class SdfFitConfig:
     pose_lr: float = 5e-3  # radians, and object radii, per step; 0: poses stay
     silhouette: float = 0.2  # weight of the cross entropy of coverage and mask, beside 1 for colour
     hidden: float = 0.2  # weight of coverage where something at an unknown depth hides the object
+    points: float = 0.03  # weight of the distance, in voxels, between the surface and points known to lie on it
     eikonal: float = 0.02
     smooth: float = 1e-3
     seed: int = 0
@@ -63,6 +72,8 @@ class SdfFitConfig:
 
 DEFAULT_FIT = SdfFitConfig()
 _STILL = 0.3  # share of the rays that leave the poses alone, while poses are refined
+_POINTS = 768  # surface points per iteration
+_SLANT = 0.3  # least cosine between the surface's normal and the ray that a point is seen along
 _FAR = 0.05  # coverage this far on the wrong side of its mask moves no pose
 
 
@@ -88,13 +99,15 @@ def fit_sdf(
     light: Tensor | None = None,
     empty: Tensor | None = None,
     cell: float = 0.0,
+    points: SurfacePoints | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> SdfFit:
     """Fit `grid` (left as it is; a copy is returned) and, with config.pose_lr > 0, the poses.
 
     pixels(image_scale) gives the pixels of a stage; cam_from_object (V,4,4); center (3,), radius: the ball in the
     object's frame about which poses turn, in the poses' units; weight (V,) of each view; light (9,) to start from;
-    empty (E,3): middles of cubes of side `cell` where the object is known not to be. Deterministic for config.seed.
+    empty (E,3): middles of cubes of side `cell` where the object is known not to be; points: known to lie on the
+    surface. Deterministic for config.seed.
     """
     if cam_from_object.ndim != 3 or cam_from_object.shape[1:] != (4, 4) or not cam_from_object.isfinite().all():
         raise ValueError(f"cam_from_object must be finite (V,4,4), not {tuple(cam_from_object.shape)}")
@@ -109,6 +122,8 @@ def fit_sdf(
     light = (torch.zeros(9) if light is None else light).to(device, copy=True).requires_grad_(True)
     xi = torch.zeros(views, 6, device=device, requires_grad=True)
     empty = None if empty is None else empty.to(device)
+    if points is not None:
+        points = SurfacePoints(points.position.float().to(device), points.towards.float().to(device))
     opt = torch.optim.Adam([{"params": [xi], "lr": config.pose_lr}, {"params": [light], "lr": 5e-3}], betas=(0.9, 0.99))
     generator = torch.Generator().manual_seed(config.seed)  # on the CPU: the same draws on every device
     moves = config.pose_lr > 0
@@ -157,6 +172,8 @@ def fit_sdf(
                 at = empty[torch.randint(len(empty), (512,), generator=generator).to(device)]
                 at = at + cell * (torch.rand(at.shape, generator=generator).to(device) - 0.5)
                 loss = loss + 2.0 * (grid.sample(at)[0][:, 0] / (4 * h)).clamp(max=0).square().mean()
+            if points is not None and len(points.position):
+                loss = loss + config.points * off_points(grid, points, 0.3 * radius, generator)
             loss.backward()
             with torch.no_grad():
                 e = color + config.silhouette * silhouette.clamp(max=2)
@@ -175,6 +192,20 @@ def fit_sdf(
             if progress and done % 25 == 0:
                 progress(done / total, f"object shape and pose, error {loss.item():.3f}")
     return SdfFit(grid, compose(base, xi.detach(), center, radius), light.detach(), error)
+
+
+def off_points(grid: SdfGrid, points: SurfacePoints, reach: float, generator: torch.Generator) -> Tensor:
+    """How far the surface is from a draw of points, in voxels: the distance at the points, what fills the rays to them
+    on their last `reach` (in the grid's units), and what is empty just behind them."""
+    h, device = grid.h, points.position.device
+    pick = torch.randint(len(points.position), (_POINTS,), generator=generator).to(device)
+    x, u = points.position[pick], points.towards[pick]
+    along = torch.rand(2, _POINTS, 1, generator=generator).to(device)
+    free, behind = h + reach * along[0], h * along[1]
+    value = grid.sample(torch.cat([x, x + free * u, x - behind * u]))[0][:, 0].reshape(3, _POINTS)
+    want = (_SLANT * free[:, 0]).clamp(max=2 * h)
+    out = value[0].abs() + (want - value[1]).clamp(min=0) + (_SLANT * behind[:, 0] + value[2]).clamp(min=0)
+    return out.mean() / h
 
 
 def _on(device: torch.device, pixels: Pixels) -> Pixels:

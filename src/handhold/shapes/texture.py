@@ -99,12 +99,13 @@ def spread(values: np.ndarray, known: np.ndarray, f: np.ndarray) -> np.ndarray:
     return out
 
 
-def fair_hidden(mesh: Mesh, rings: int = 3, hold: float = 1e-6) -> Mesh:
+def fair_hidden(mesh: Mesh, rings: int = 3, hold: float = 1e-6, known: np.ndarray | None = None) -> Mesh:
     """Surface no frame has seen is bent as little as its seen surroundings allow (bi-Laplacian fairing; Botsch and
     Kobbelt, 2004).
 
     The last `rings` of seen vertices around it move too: they lean towards whatever hid their neighbours. `hold` keeps
-    the system solvable where nothing around is seen. All other vertices stay.
+    the system solvable where nothing around is seen. All other vertices stay, and so do those `known` (V,) bool from
+    elsewhere.
     """
     if mesh.observed is None or mesh.observed.all() or not mesh.observed.any():
         return mesh
@@ -112,6 +113,10 @@ def fair_hidden(mesh: Mesh, rings: int = 3, hold: float = 1e-6) -> Mesh:
     lap = graph_laplacian(mesh.faces, len(v))
     near = (lap != 0).astype(np.int8)
     hidden = ~mesh.observed
+    if known is not None:
+        hidden &= ~known
+        if not hidden.any():
+            return mesh
     for _ in range(rings):
         hidden = (near @ hidden.astype(np.int8)) > 0
     if hidden.all():

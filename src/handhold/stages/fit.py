@@ -58,7 +58,13 @@ def fit(run: Run, config: Config, report: Progress) -> None:
 def _for_all(config: Config, progress) -> dict[str, Any]:
     """The settings that every method takes."""
     registration = "registration" not in config.track.without and config.fit.poses is None
-    return {"seed": config.seed, "pose_lr": config.fit.pose_lr, "registration": registration, "progress": progress}
+    return {
+        "seed": config.seed,
+        "pose_lr": config.fit.pose_lr,
+        "mirror": config.fit.mirror,
+        "registration": registration,
+        "progress": progress,
+    }
 
 
 def _rigid(sequence: Sequence, tracks: Tracks, config: Config, progress) -> Fitted:

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..kernels.grid import SdfGrid
 from ..scene import Mesh, Sequence
 from ..shapes.sdf import View, surface, visual_hull
-from ..shapes.sdf_fit import DEFAULT_FIT, Pixels, SdfFitConfig, Stage, fit_sdf
+from ..shapes.sdf_fit import DEFAULT_FIT, Pixels, SdfFitConfig, Stage, SurfacePoints, fit_sdf
 
 REACH = 1.15  # of the object's radius: half a side of its grid
 _SOLID_NODES = 48  # per axis, at which other bodies are asked where they are
@@ -108,6 +108,19 @@ class Solid(Protocol):
         """Signed distance (N,) at points (N,3), negative inside."""
 
 
+def carve_rays(grid: SdfGrid, points: SurfacePoints, reach: float, hits: int = 3) -> None:
+    """In place: empty the nodes that `hits` or more rays to points of the surface pass by, on their last `reach`."""
+    steps = max(2, round(reach / (0.5 * grid.h)))
+    count = torch.zeros(grid.R**3, dtype=torch.int64)
+    for k in range(steps):
+        x = points.position + (1.5 * grid.h + k * 0.5 * grid.h) * points.towards
+        at = ((x - grid.lo) / grid.h).round().long()
+        at = at[((at >= 0) & (at < grid.R)).all(1)]
+        count += torch.bincount((at[:, 0] * grid.R + at[:, 1]) * grid.R + at[:, 2], minlength=len(count))
+    empty = (count >= hits).reshape(grid.R, grid.R, grid.R)
+    grid.data[..., 0] = torch.where(empty, grid.data[..., 0].clamp(min=0.7 * grid.h), grid.data[..., 0])
+
+
 STAGES = (
     Stage(32, 300, (3.0, 1.5), 0.5),
     Stage(48, 400, (1.5, 0.8), 0.5),
@@ -133,6 +146,7 @@ def refine_object(
     start: ObjectField | None = None,
     hull_quantile: float = 0.85,
     solids: Iterable[Solid] = (),
+    points: SurfacePoints | None = None,
     progress: Callable[[float, str], None] | None = None,
 ) -> ObjectField:
     """Shape from silhouettes and photometry, with the poses of the valid frames refined along (config.pose_lr > 0).
@@ -159,6 +173,8 @@ def refine_object(
             d = d.reshape(1, 1, *(_SOLID_NODES,) * 3)
             phi = torch.maximum(phi, -F.interpolate(d, size=phi.shape, mode="trilinear", align_corners=True)[0, 0])
         grid = SdfGrid(phi, center - half, h)
+    if points is not None and start is None:
+        carve_rays(grid, points, 0.3 * radius)
     fit = fit_sdf(
         grid,
         lambda scale: visible_pixels(obs.scaled(scale), index),
@@ -171,6 +187,7 @@ def refine_object(
         None if start is None else start.light,
         empty,
         2 * half / (_SOLID_NODES - 1),
+        points,
         progress,
     )
     poses = np.full_like(cam_from_object, np.nan)
@@ -214,6 +231,40 @@ def _views(obs: Observations, poses: np.ndarray, weight: np.ndarray, index: np.n
         unsure = obs.unsure(i)
         out.append(View(poses[i], obs.inside[i] & ~unsure, unsure, float(w), depth[i]))
     return out
+
+
+def free_space(
+    obs: Observations, cam_from_object: np.ndarray, confidence: np.ndarray, share: float = 0.04
+) -> Callable[[np.ndarray], np.ndarray]:
+    """How far points (N,3) of the object's frame stand in space that frames see to be empty: metres (N,), 0 if not.
+
+    A few frames must agree, at least `share` of them: masks and poses are not exact. Frames of little confidence, and
+    pixels of and beside what may hide the object, say nothing.
+    """
+    views = []
+    for i in np.flatnonzero(np.isfinite(cam_from_object[:, 0, 0]) & (confidence > 0.3)):
+        if obs.inside[i].sum() > 50:
+            solid = obs.inside[i] | obs.unknown[i] | obs.unsure(i)
+            views.append((cam_from_object[i], cv2.distanceTransform((~solid).astype(np.uint8), cv2.DIST_L2, 5)))
+    rank = max(2, int(share * len(views)))
+
+    def outside(x: np.ndarray) -> np.ndarray:
+        if len(views) < rank:
+            return np.zeros(len(x))
+        most = np.zeros((rank, len(x)))  # the largest so far
+        for pose, pixels in views:
+            c = x @ pose[:3, :3].T + pose[:3, 3]
+            z = np.maximum(c[:, 2], 1e-6)
+            uv = np.floor(c[:, :2] / z[:, None] * obs.K[[0, 1], [0, 1]] + obs.K[:2, 2])
+            h, w = pixels.shape
+            ok = ((uv >= 0) & (uv < [w, h])).all(1)
+            u, v = np.where(ok[:, None], uv, 0).astype(int).T
+            value = np.where(ok, pixels[v, u] * z / obs.K[0, 0], 0.0)
+            for k in range(rank):
+                most[k], value = np.maximum(most[k], value), np.minimum(most[k], value)
+        return most[-1]
+
+    return outside
 
 
 def beside(unknown: np.ndarray) -> np.ndarray:

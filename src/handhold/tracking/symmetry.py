@@ -22,6 +22,7 @@ from scipy.spatial.transform import Rotation
 
 from ..kernels.grid import SdfGrid
 from ..scene import Mesh
+from ..shapes.mirror import principal_axes, vertex_areas
 from ..shapes.texture import vertex_normals
 
 CONTINUOUS = 0
@@ -69,7 +70,7 @@ def ambiguities(mesh: Mesh, grid: SdfGrid, noise: float, seed: int = 0, count: i
     seen = np.ones(len(mesh.vertices), bool) if mesh.observed is None else np.asarray(mesh.observed, bool)
     if seen.sum() < 50:
         return ()
-    x, area = np.asarray(mesh.vertices, np.float64), _vertex_areas(mesh)
+    x, area = np.asarray(mesh.vertices, np.float64), vertex_areas(mesh)
     centre = (area[:, None] * x).sum(0) / area.sum()
     normal = vertex_normals(x, mesh.faces)[seen]
     colour = without_shading(np.asarray(mesh.colors, np.float64)[seen], normal)
@@ -166,20 +167,8 @@ def without_shading(colour: np.ndarray, normal: np.ndarray, rounds: int = 8, rid
     return colour / np.exp(basis[:, 1:] @ x[1:])[:, None]
 
 
-def principal_axes(x: np.ndarray, weight: np.ndarray) -> list[np.ndarray]:
-    """Unit principal axes of points (N,3) about their middle, the longest first."""
-    moment = (weight[:, None, None] * (x[:, :, None] * x[:, None])).sum(0) / weight.sum()
-    return list(np.linalg.eigh(moment)[1].T[::-1])
-
-
 def _upright(axis: np.ndarray) -> np.ndarray:
     return axis * np.sign(axis[np.abs(axis).argmax()])
-
-
-def _vertex_areas(mesh: Mesh) -> np.ndarray:
-    a, b, c = (np.asarray(mesh.vertices, np.float64)[mesh.faces[:, k]] for k in range(3))
-    area = np.linalg.norm(np.cross(b - a, c - a), axis=1) / 6
-    return np.bincount(mesh.faces.ravel(), np.repeat(area, 3), minlength=len(mesh.vertices)) + 1e-12
 
 
 def colour_noise(
