@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from ..parallel import each
 from ..scene import SIDES
 
 BACKGROUND, HAND, OBJECT, OTHER = range(4)
@@ -39,8 +40,8 @@ def clean(probabilities, features, hands, hand_size, share=None, sides_known=Fal
     typical_size = float(np.median([hand_size[s][0] for s in sides])) if sides else 0.3 * max(h, w)
     if share is not None and not sides_known:
         share = _named_as_landmarks(share, hands)
-    previous, skins, founds, tops = None, [], [], []
-    for i in range(n):
+
+    def plain(i: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]:
         p = probabilities[i].astype(np.float32)
         label = p.argmax(-1).astype(np.uint8)
         d = features.foreground(i)
@@ -48,13 +49,15 @@ def clean(probabilities, features, hands, hand_size, share=None, sides_known=Fal
             BACKGROUND  # smoothing spreads labels a little past the edge: take that back
         )
         label = _absorb_islands(label, round(0.012 * typical_size**2))
-        skin = label == HAND
-        obj = _belonging(ndimage.binary_opening(label == OBJECT, iterations=1), skin, previous)
-        obj = ndimage.binary_fill_holes(ndimage.binary_closing(obj, iterations=2)) & ~skin
         found = {s: hands[s][0][i] for s in sides if hands[s][1][i] > 0.45 and np.isfinite(hands[s][0][i]).all()}
-        founds.append({s: q for s, q in found.items() if _mostly_on(skin, q)})
-        skins.append(skin)
-        tops.append(p.max(-1))
+        found = {s: q for s, q in found.items() if _mostly_on(label == HAND, q)}
+        return label, ndimage.binary_opening(label == OBJECT), found, p.max(-1)
+
+    labels, things, founds, tops = zip(*each(plain, range(n)), strict=True)
+    previous, skins = None, [label == HAND for label in labels]
+    for i, (label, skin) in enumerate(zip(labels, skins, strict=True)):
+        obj = _belonging(things[i], skin, previous)
+        obj = ndimage.binary_fill_holes(ndimage.binary_closing(obj, iterations=2)) & ~skin
         masks["object"][i] = obj
         masks["other"][i] = ~obj & ~skin & (label != BACKGROUND)
         previous = obj if obj.any() else previous

@@ -19,11 +19,13 @@ import cv2
 import numpy as np
 import torch
 
+from ..parallel import each
 from ..scene import Sequence
-from ._mask_classifier import Features, label_all, one_thread, redecide_edges, samples, sure_labels, train
+from ._mask_classifier import Features, label_all, redecide_edges, sampled, sure_labels, train
 from ._mask_cleaning import HAND, OBJECT, clean
 from ._mask_seeds import apparent_size, find_places, guess, on_skin, skin_color, with_network
 
+STRIP = 24  # rows of the background estimated at a time: they fit the cache
 WORK_SIDE = 512  # masks are computed at most this large and resampled by coverage
 
 
@@ -39,28 +41,49 @@ class Background:
 def estimate_background(frames: np.ndarray, candidates: int = 24, samples: int = 64) -> Background:
     """Densest temporal mode of every pixel. frames (F,H,W,3) uint8."""
     pick = frames[np.unique(np.linspace(0, len(frames) - 1, min(len(frames), samples)).astype(int))]
-    x = np.stack([cv2.GaussianBlur(f, (3, 3), 0) for f in pick]).astype(np.float32)
-    step = np.abs(np.diff(x, axis=0)).max(-1)
+    x = np.stack([cv2.GaussianBlur(f, (3, 3), 0) for f in pick])
+    strips = [np.s_[r : r + STRIP] for r in range(0, x.shape[1], STRIP)]
+
+    def quiet(strip: slice) -> np.ndarray:
+        step = np.abs(np.diff(x[:, strip].astype(np.float32), axis=0)).max(-1)
+        return np.percentile(step, 30, axis=0)
+
     # capped, because with a moving camera every change would pass for noise, and everything for background
-    sigma = min(float(np.median(np.percentile(step, 30, axis=0))) * 1.2 + 1.0, 12.0)
-    kernel = -0.5 / (3 * (2.0 * sigma) ** 2)
-    best = np.full(x.shape[1:3], -1.0, np.float32)
-    mode = np.zeros(x.shape[1:], np.float32)
-    for i in np.unique(np.linspace(0, len(x) - 1, min(len(x), candidates)).astype(int)):
-        density = np.zeros_like(best)
+    sigma = min(float(np.median(np.concatenate(each(quiet, strips)))) * 1.2 + 1.0, 12.0)
+    kernel = np.float32(-0.5 / (3 * (2.0 * sigma) ** 2))
+    tried = np.unique(np.linspace(0, len(x) - 1, min(len(x), candidates)).astype(int))
+    found = each(lambda strip: _densest(x[:, strip], tried, kernel), strips)
+    color, support = (np.concatenate(k) for k in zip(*found, strict=True))
+    return Background(color, support / len(x), sigma)
+
+
+def _densest(x: np.ndarray, tried: np.ndarray, kernel: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Densest mode (h,w,3) of each pixel of x (N,h,w,3), sought at the samples `tried`, and its density (h,w)."""
+    x = np.ascontiguousarray(x.transpose(0, 3, 1, 2), np.float32)  # planes: what a channel at a time is quick with
+    away, alike = np.empty_like(x[0]), np.empty_like(x[0, 0])
+
+    def likeness(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        np.subtract(a, b, out=away)
+        np.multiply(away, away, out=away)
+        np.add(away[0], away[1], out=alike)
+        np.add(alike, away[2], out=alike)
+        np.multiply(alike, kernel, out=alike)
+        return np.exp(alike, out=alike)
+
+    best, mode = np.full_like(alike, -1.0), np.zeros_like(away)
+    for middle in x[tried]:
+        density = np.zeros_like(alike)
         for other in x:
-            d = other - x[i]
-            density += np.exp(kernel * np.einsum("hwc,hwc->hw", d, d))
+            density += likeness(other, middle)
         better = density > best
-        best[better] = density[better]
-        mode[better] = x[i][better]
-    total, weight = np.zeros_like(mode), np.full(best.shape, 1e-6, np.float32)
+        np.copyto(best, density, where=better)
+        np.copyto(mode, middle, where=better)
+    total, weight = np.zeros_like(mode), np.full_like(best, 1e-6)
     for other in x:
-        d = other - mode
-        w = np.exp(kernel * np.einsum("hwc,hwc->hw", d, d))
-        total += w[..., None] * other
+        w = likeness(other, mode)
+        total += w * other
         weight += w
-    return Background(total / weight[..., None], best / len(x), sigma)
+    return (total / weight).transpose(1, 2, 0), best
 
 
 def segment(
@@ -105,17 +128,18 @@ def segment(
     rng = np.random.default_rng(seed)
     features = Features(frames, background, known)
     hand_size = {s: apparent_size(p, c) for s, (p, c) in hands.items()}
-    places = [find_places(i, frames.shape[1:3], hands, hand_size) for i in range(len(frames))]
+    every = range(len(frames))
+    places = each(lambda i: find_places(i, frames.shape[1:3], hands, hand_size), every)
     skin = skin_color(frames, features, places)
-    if skin is not None:  # landmarks that do not lie on skin are wrong, and so is all that would be learned around them
-        places = [p if p is None or on_skin(p, features, skin, i) > 0.4 else None for i, p in enumerate(places)]
-    drawn = []
-    for i in range(len(frames)):
-        label = guess(i, features, places[i], skin)
-        if network is not None:
-            label = with_network(label, i, network, features)
-        drawn.append(samples(label, features(i), rng, 500))
-    x, y = (np.concatenate(k) for k in zip(*drawn, strict=True))
+
+    def seeds(i: int) -> np.ndarray:
+        place = places[i]
+        if place is not None and skin is not None and on_skin(place, features, skin, i) <= 0.4:
+            place = None  # landmarks that do not lie on skin are wrong, and so is all that is learned around them
+        label = guess(i, features, place, skin)
+        return label if network is None else with_network(label, i, network, features)
+
+    x, y = sampled(each(seeds, every), features, rng, 500)
     notes = list(sequence.notes)
     if (y == HAND).sum() < 200 or (y == OBJECT).sum() < 200:
         if network is not None:
@@ -123,21 +147,17 @@ def segment(
             without = sequence.with_evidence(notes=tuple(notes))
             return segment(without, lambda part, what: say(0.2 + 0.8 * part, what), seed)
         notes.append("masks: too little of the hand or object was found to learn their colours")
-    with one_thread():
-        model = train(x, y, rng, features.n_background)
-    say(0.4, "labels")
-    labelled = label_all(model, features, frames, network)
     if network is None:
-        # Second round: the classifier's own sure, spatially consistent labels cover all frames and join the seeds.
-        more = [samples(sure_labels(p), features(i), rng, 300) for i, p in enumerate(labelled)]
-        x, y = (np.concatenate([a, *b]) for a, b in zip((x, y), zip(*more, strict=True), strict=True))
-        with one_thread():
-            model = train(x, y, rng, features.n_background)
-        say(0.7, "labels, second round")
+        (model,) = train(x, y, rng, features.n_background, [np.s_[:]])
+        say(0.3, "labels")
         labelled = label_all(model, features, frames)
-    say(0.85, "edges")
-    with one_thread():
-        fine = train(x[:, features.fine], y, rng, features.n_background)
+        # Second round: the classifier's own sure, spatially consistent labels cover all frames and join the seeds.
+        more = sampled(each(lambda i: sure_labels(labelled[i]), every), features, rng, 300)
+        x, y = (np.concatenate(k) for k in zip((x, y), more, strict=True))
+    model, fine = train(x, y, rng, features.n_background, [np.s_[:], features.fine])
+    say(0.6, "labels")
+    labelled = label_all(model, features, frames, network)
+    say(0.8, "edges")
     redecide_edges(labelled, fine, features, network)
     say(0.9, "clean")
     masks, confidence = clean(labelled, features, hands, hand_size, share, sides_known)

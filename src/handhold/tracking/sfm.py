@@ -11,11 +11,12 @@ The same input and seed give the same output.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -122,10 +123,12 @@ def structure_from_motion(
     region = masks if hand_masks is None else masks | hand_masks
     tell(0.0, "following flow")
     grey = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames])
-    rows, xy = flow_tracks(grey, region, tick=lambda s: tell(0.25 * s, "following flow"))
     regions = ["object"] if hand_masks is None else ["object", "both"]
-    tell(0.25, "matching and mapping")
-    note = _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeout)
+    _write_job(workdir, grey, masks, region, K, regions, seed)
+    with _worker(workdir) as worker:
+        rows, xy = flow_tracks(grey, region, tick=lambda s: tell(0.25 * s, "following flow"))
+        tell(0.25, "matching and mapping")
+        note = _finish(worker, workdir, {"track": rows, "track_xy": xy}, timeout)
     path = workdir / "models.npz"
     if note or not path.is_file():
         return nothing(count, note or "structure from motion left no result", ())
@@ -199,9 +202,8 @@ def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int, cuts: list[int]) ->
     )
 
 
-def _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeout) -> str:
-    """Write the job, run pycolmap on it; returns an empty text, or what went wrong."""
-    job = {"corner": np.zeros((len(grey), 2), np.int64), "track": rows, "track_xy": xy}
+def _write_job(workdir, grey, masks, region, K, regions, seed) -> None:
+    job = {"corner": np.zeros((len(grey), 2), np.int64)}
     for f, g in enumerate(grey):
         y, x = np.nonzero(region[f])
         if len(x) < MIN_PIXELS:
@@ -223,29 +225,38 @@ def _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeou
         "size": [w * UPSAMPLE, h * UPSAMPLE],
         "camera": [float(v) * UPSAMPLE for v in (K[0, 0], K[1, 1], K[0, 2], K[1, 2])],
     }
-    (workdir / "models.npz").unlink(missing_ok=True)
+    for name in ("tracks.npz", "models.npz"):
+        (workdir / name).unlink(missing_ok=True)
     save_npz(workdir / "job.npz", job)
     (workdir / "job.json").write_text(json.dumps(cfg, indent=1))
+
+
+@contextlib.contextmanager
+def _worker(workdir: Path) -> Iterator[subprocess.Popen]:
+    """pycolmap at work on the job in `workdir`; killed at the end, if it still runs."""
     source = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (source, os.environ.get("PYTHONPATH")) if p)
     # one thread: a sum whose order changes between runs changes the poses
     env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "handhold.tracking._sfm_worker", str(workdir)]
+    with (workdir / "worker.log").open("w") as log:
+        worker = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
+        with worker:
+            try:
+                yield worker
+            finally:
+                worker.kill()
+
+
+def _finish(worker: subprocess.Popen, workdir: Path, tracks: dict[str, np.ndarray], timeout: float) -> str:
+    """Hand the flow tracks to the worker and wait; returns an empty text, or what went wrong."""
+    save_npz(workdir / "tracks.npz", tracks)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "handhold.tracking._sfm_worker", str(workdir)],
-            env=env,
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-        )
+        worker.communicate("tracks\n", timeout)
     except subprocess.TimeoutExpired:
         return f"structure from motion took more than {timeout:.0f} s"
-    (workdir / "worker.log").write_text(done.stdout + done.stderr)
-    return (
-        f"structure from motion stopped with code {done.returncode}; see {workdir / 'worker.log'}"
-        if done.returncode
-        else ""
-    )
+    code = worker.returncode
+    return f"structure from motion stopped with code {code}; see {workdir / 'worker.log'}" if code else ""
 
 
 def _solve(
