@@ -21,10 +21,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def each(job: Callable[[Any], T], items: Iterable[Any], workers: int | None = None) -> list[T]:
-    """[job(x) for x in items], on `workers` threads (default: all cores); torch runs one thread in each."""
+def each(
+    job: Callable[[Any], T],
+    items: Iterable[Any],
+    workers: int | None = None,
+    tick: Callable[[int], None] = lambda count: None,
+) -> list[T]:
+    """[job(x) for x in items], on `workers` threads (default: all cores); torch runs one thread in each.
+
+    tick: called with how many are done, in the caller's thread.
+    """
+    out: list[T] = []
     with one_thread(), ThreadPoolExecutor(workers or cores(), initializer=_one_torch_thread) as pool:
-        return list(pool.map(job, items))
+        try:
+            for result in pool.map(job, items):
+                out.append(result)
+                tick(len(out))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return out
 
 
 def together(*jobs: Callable[[], Any]) -> list[Any]:

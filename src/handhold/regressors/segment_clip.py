@@ -20,6 +20,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from ..parallel import each
 from ..datasets.synthetic.sample import BACKGROUND, LABELS, LEFT, OBJECT, RIGHT
 from .segmenter import Segmenter
 
@@ -164,7 +165,8 @@ def settle_sides(probabilities: np.ndarray, flows: Flows, memory: float = 0.95) 
             total = own if total is None else own + memory * flows.carried(total, i, forward)
             evidence[i] = total if forward else evidence[i] + total - own
     reach = 0.02 * max(h, w)
-    for i in range(n):
+
+    def settle(i: int) -> None:
         e = evidence[i].astype(np.float32)
         near = cv2.GaussianBlur(e, (0, 0), reach)
         share = 0.5 + 0.5 * (e[..., 0] + near[..., 0]) / np.maximum(e[..., 1] + near[..., 1], 1e-4)
@@ -179,6 +181,8 @@ def settle_sides(probabilities: np.ndarray, flows: Flows, memory: float = 0.95) 
             share = np.where(np.isfinite(decided[parts]), decided[parts], share)
         share = share * share / (share * share + (1 - share) ** 2)  # towards a decision
         probabilities[i, RIGHT], probabilities[i, LEFT] = hand * share, hand * (1 - share)
+
+    each(settle, range(n))
 
 
 def _side_evidence(p: np.ndarray) -> np.ndarray:

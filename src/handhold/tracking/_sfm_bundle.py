@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.transform import Rotation
 
@@ -62,12 +63,12 @@ def triangulate(poses: np.ndarray, t: Tracks) -> tuple[np.ndarray, np.ndarray]:
     seen = np.bincount(id_, minlength=n) >= 2
     if not seen.any():
         return X, error
-    sums = np.empty((n, 4, 4))
+    sums = np.zeros((n, 4, 4))
     for _ in range(4):
         (b0, b1), (a0, a1) = a * weight, a
         for i in range(4):
-            for j in range(i, 4):
-                sums[:, i, j] = sums[:, j, i] = np.bincount(id_, b0[i] * a0[j] + b1[i] * a1[j], minlength=n)
+            for j in range(i + 1):  # `eigh` looks at the lower half
+                sums[:, i, j] = np.bincount(id_, b0[i] * a0[j] + b1[i] * a1[j], minlength=n)
         v = np.concatenate(each(lambda k: np.linalg.eigh(k)[1][..., 0], np.array_split(sums[seen], cores())))
         with np.errstate(divide="ignore", invalid="ignore"):
             X[seen] = v[:, :3] / v[:, 3:]
@@ -150,7 +151,10 @@ def adjust(
 
     q, z, r = residual(R, d, Y)
     now, damp = cost(r), 1e-3
-    groups = _groups(c, p, nc, npt)
+    rows = np.repeat(np.arange(2 * n).reshape(n, 2, 1), 6, 2)
+    cols_a = np.broadcast_to(6 * c[:, None, None] + np.arange(6), (n, 2, 6))
+    cols_b = np.broadcast_to(3 * p[:, None, None] + np.arange(3), (n, 2, 3))
+    halves = [slice(k[0], k[-1] + 1) for k in np.array_split(np.arange(6 * nc), min(cores(), nc))]
     for _ in range(rounds):
         w = np.sqrt(1 / (1 + (r**2).sum(1) / scale**2))[:, None]
         iz = t.focal / z[:, 2]
@@ -163,36 +167,32 @@ def adjust(
         skew -= skew.transpose(0, 2, 1)
         A = np.concatenate([J @ skew, J], 2)  # d(exp(w) R Y)/dw = -[R Y]x
         B = J @ R[c]
-        AB, wr = _by_blocks(A, B), (r * w)[:, :, None]
-        U, V = _added(c, _by_blocks(A, A), nc), _added(p, _by_blocks(B, B), npt)
-        ga, gb = -_added(c, _by_blocks(A, wr)[..., 0], nc), -_added(p, _by_blocks(B, wr)[..., 0], npt)
+        Ja = sparse.csr_matrix((A.ravel(), (rows.ravel(), cols_a.ravel())), shape=(2 * n, 6 * nc))
+        Jb = sparse.csr_matrix((B.ravel(), (rows[:, :, :3].ravel(), cols_b.ravel())), shape=(2 * n, 3 * npt))
+        wr = (r * w).ravel()
+        U, W = (Ja.T @ Ja).toarray(), (Ja.T @ Jb).tocsr()
+        ga, gb = -Ja.T @ wr, -Jb.T @ wr
+        BB = np.einsum("nij,nik->njk", B, B).reshape(n, 9)
+        V = np.stack([np.bincount(p, BB[:, k], minlength=npt) for k in range(9)], -1).reshape(npt, 3, 3)
         done = True
         for _ in range(6):
-            i3, i6 = np.arange(3), np.arange(6)
+            i3 = np.arange(3)
             Vd = V.copy()
             Vd[:, i3, i3] = Vd[:, i3, i3] * (1 + damp) + 1e-9
-            Vi = np.linalg.inv(Vd)
-            ABV = AB @ Vi[p]
-            S = np.zeros((nc, 6, nc, 6))
-            for rows, cams_here, at, size in groups:
-                k = 6 * len(cams_here)
-                left, right = np.zeros((2, len(cams_here), 6, size, 3))
-                left[at[0], :, at[1]], right[at[0], :, at[1]] = ABV[rows], AB[rows]
-                product = left.reshape(k, -1) @ right.reshape(k, -1).T
-                S[cams_here[:, None], :, cams_here[None]] -= product.reshape(len(cams_here), 6, -1, 6).swapaxes(1, 2)
-            own = U.copy()
-            own[:, i6, i6] = own[:, i6, i6] * (1 + damp) + 1e-9
-            S[np.arange(nc), :, np.arange(nc)] += own
+            Vi = sparse.bsr_matrix(
+                (np.linalg.inv(Vd), np.arange(npt), np.arange(npt + 1)), shape=(3 * npt, 3 * npt)
+            ).tocsr()
+            WV = W @ Vi
+            S = U - np.concatenate(each(lambda k, WV=WV, W=W: (WV[k] @ W.T).toarray(), halves))
+            S[np.diag_indices(6 * nc)] += damp * np.diag(U) + 1e-9
             try:
-                left_over = ga - _added(c, (ABV @ gb[p][..., None])[..., 0], nc)
-                da = cho_solve(cho_factor(S.reshape(6 * nc, 6 * nc)), left_over.ravel())
+                da = cho_solve(cho_factor(S), ga - WV @ gb)
             except np.linalg.LinAlgError:
                 damp *= 10
                 continue
-            back = gb - _added(p, (da.reshape(nc, 6)[c][:, None] @ AB)[:, 0], npt)
-            db = (Vi @ back[..., None])[..., 0]
+            db = Vi @ (gb - W.T @ da)
             step = da.reshape(nc, 6)
-            R2, d2, Y2 = Rotation.from_rotvec(step[:, :3]).as_matrix() @ R, d + step[:, 3:], Y + db
+            R2, d2, Y2 = Rotation.from_rotvec(step[:, :3]).as_matrix() @ R, d + step[:, 3:], Y + db.reshape(npt, 3)
             q2, z2, r2 = residual(R2, d2, Y2)
             new = cost(r2)
             if new < now:
@@ -204,32 +204,4 @@ def adjust(
             break
     out = poses.copy()
     out[cams, :3, :3], out[cams, :3, 3] = R, d
-    return out
-
-
-def _by_blocks(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a^T b of each of N blocks: (N,2,J), (N,2,K) -> (N,J,K)."""
-    return a[:, 0, :, None] * b[:, 0, None] + a[:, 1, :, None] * b[:, 1, None]
-
-
-def _added(index: np.ndarray, values: np.ndarray, count: int) -> np.ndarray:
-    """(count,...) sums of the rows of `values` (N,...) that have the same index (N,)."""
-    flat = values.reshape(len(values), -1)
-    sums = [np.bincount(index, column, minlength=count) for column in flat.T]
-    return np.stack(sums, -1).reshape(count, *values.shape[1:])
-
-
-def _groups(c: np.ndarray, p: np.ndarray, cams: int, points: int, size: int = 128) -> list[tuple]:
-    """Points that cameras near in time see, `size` at a time, so that the Schur complement is a few small dense
-    products: the observations (M,) of each group, its cameras (U,), where each observation is among these and among
-    the group's points, and how many points there are. No camera may see a point twice."""
-    first = np.full(points, cams)
-    np.minimum.at(first, p, c)
-    rank = np.empty(points, np.int64)
-    rank[np.argsort(first, kind="stable")] = np.arange(points)
-    rank, out = rank[p], []
-    for start in range(0, points, size):
-        rows = np.flatnonzero((rank >= start) & (rank < start + size))
-        here, camera = np.unique(c[rows], return_inverse=True)
-        out.append((rows, here, (camera, rank[rows] - start), min(size, points - start)))
     return out
