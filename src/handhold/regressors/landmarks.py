@@ -308,7 +308,8 @@ def track_landmarks(
 ) -> dict[str, Landmarks]:
     """Landmarks of the hands in a clip.
 
-    frames: (F,H,W,3) uint8 RGB. landmarker: called from several threads. sides: the hands that are there, e.g. ("right",); None to decide from the clip.
+    frames: (F,H,W,3) uint8 RGB. landmarker: called from several threads at once. sides: the hands that are there, e.g.
+    ("right",); None to decide from the clip.
     foreground: (F,H,W) bool, what moves, to look closer at where it is small, or None. progress: called with the share
     done. Returns Landmarks by side, only sides that were found; frames without a hand are NaN with confidence 0.
     Confidence is the probability that the frame's median joint error is below 12 % of the hand's size.

@@ -20,8 +20,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from ..parallel import each
 from ..datasets.synthetic.sample import BACKGROUND, LABELS, LEFT, OBJECT, RIGHT
+from ..parallel import each
 from .segmenter import Segmenter
 
 _MIRRORED = [0, LEFT, RIGHT, 3, 4]  # channels of a mirrored picture

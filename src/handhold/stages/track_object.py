@@ -17,21 +17,31 @@ if TYPE_CHECKING:
     from ..tracking.sfm import SfmResult
 
 
-def believed(sequence: Sequence, sfm: SfmResult, report: Progress) -> SfmResult:
-    """`sfm`, or nothing where the hand that holds the object turns otherwise: features that stand on noise or shading
-    give models that agree with themselves and are wrong."""
-    from ..tracking.contact import beside_in_picture
-    from ..tracking.fiducial import CONTRADICTS, cam_from_hand, contradiction
+def hands_alone(sequence: Sequence) -> dict[str, GraspFit]:
+    """Each hand that has a mask, fitted without the object."""
     from ..tracking.grasp import fit_hand
     from ..tracking.hand_evidence import found
+
+    out = {}
+    for s, marks in sequence.landmarks.items():
+        seen = sequence.regressed.get(s)
+        if s in sequence.masks and found(marks, seen).any():
+            model = HandModel.open(s, dtype=torch.float64)
+            out[s] = fit_hand(model, sequence.K, marks, marks.source == "mediapipe", seen)
+    return out
+
+
+def believed(sequence: Sequence, sfm: SfmResult, alone: dict[str, GraspFit], report: Progress) -> SfmResult:
+    """`sfm`, or nothing where the hand that holds the object turns otherwise: features that stand on noise or shading
+    give models that agree with themselves and are wrong. alone: `hands_alone`."""
+    from ..tracking.contact import beside_in_picture
+    from ..tracking.fiducial import CONTRADICTS, cam_from_hand, contradiction
     from ..tracking.sfm import nothing
 
-    for s, landmarks in sequence.landmarks.items():
-        regressed = sequence.regressed.get(s)
-        if s not in sequence.masks or not sfm.registered.any() or not found(landmarks, regressed).any():
-            continue
+    if not sfm.registered.any():
+        return sfm
+    for s, hand in alone.items():
         model = HandModel.open(s, dtype=torch.float64)
-        hand = fit_hand(model, sequence.K, landmarks, landmarks.source == "mediapipe", regressed)
         beside = beside_in_picture(sequence.masks[s], sequence.masks["object"])
         apart = contradiction(
             sfm.cam_from_object, cam_from_hand(model, hand.pose, hand.joints), hand.confidence, beside

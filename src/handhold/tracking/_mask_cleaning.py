@@ -14,6 +14,7 @@ BONES = [
     *((0, 1), (1, 2), (2, 3), (3, 4), (0, 5), (5, 6), (6, 7), (7, 8), (5, 9), (9, 10), (10, 11), (11, 12)),
     *((9, 13), (13, 14), (14, 15), (15, 16), (13, 17), (17, 18), (18, 19), (19, 20), (0, 17)),
 ]  # of the 21 landmarks, OpenPose order, with the edges of the palm
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 MEMORY = 0.15
 """How much less a mask of the frame before tells than landmarks of this one, in sizes of the hand."""
 TRUSTED = 0.85
@@ -186,7 +187,8 @@ def _absorb_islands(label: np.ndarray, small: int) -> np.ndarray:
         for j in np.flatnonzero(size < small):
             box = tuple(slice(max(b.start - 3, 0), b.stop + 3) for b in boxes[j])
             m = comp[box] == j + 1
-            ring = label[box][ndimage.binary_dilation(m, iterations=2) & ~m]
+            # many and small: OpenCV is twenty times as quick at these as `ndimage`
+            ring = label[box][(cv2.dilate(m.astype(np.uint8), CROSS, iterations=2) > 0) & ~m]
             votes = np.bincount(ring, minlength=4)
             surround = votes.argmax() if votes.sum() else BACKGROUND
             if size[j] < 0.1 * small or votes[surround] > 0.75 * votes.sum():

@@ -86,22 +86,20 @@ def _densest(x: np.ndarray, tried: np.ndarray, kernel: np.float32) -> tuple[np.n
     return (total / weight).transpose(1, 2, 0), best
 
 
-def segment(
-    sequence: Sequence,
-    progress: Callable[[float, str], None] | None = None,
-    seed: int = 0,
-    probabilities: np.ndarray | None = None,
-    sides_known: bool = False,
-) -> Sequence:
-    """Add masks "right"/"left" (the sides with landmarks), "object" and "other" (what else moves: sleeve, arm, body),
-    with a confidence per frame and mask.
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What frames and landmarks say of a clip, whatever a segmenter or tracking finds: the start of `segment`."""
 
-    probabilities: (F,5,h,w) of background, right, left, object, forearm from `regressors.segment_clip`, of any size.
-    sides_known: they tell right from left (`relabel`), which a network alone hardly does.
-    Without them, frames must come from a static camera for the background model to hold; where the background explains
-    less than it should, confidences fall and a note says so. Deterministic for a given seed.
-    """
-    say = progress or (lambda share, what: None)
+    frames: np.ndarray  # (F,H,W,3) uint8, at most `WORK_SIDE` large
+    hands: dict[str, tuple[np.ndarray, np.ndarray]]  # side -> points (F,21,2) in their pixels, confidence (F,)
+    hand_size: dict[str, np.ndarray]  # side -> (F,) pixels
+    features: Features
+    moving: bool  # the background is rarely the same: the camera moves, or is covered
+    guesses: np.ndarray  # (F,H,W) int8, see `guess`
+
+
+def look_at(sequence: Sequence, needed: bool, say: Callable[[float, str], None] = lambda share, what: None) -> Look:
+    """needed: a background is asked for even where it hardly holds, as there is no segmenter to do without."""
     width, height = sequence.size
     scale = min(1.0, WORK_SIDE / max(width, height))
     size = (round(width * scale), round(height * scale))
@@ -114,18 +112,14 @@ def segment(
         s: (lm.points * (np.array(size) / (width, height)).astype(np.float32), lm.confidence)
         for s, lm in sequence.landmarks.items()
     }
-    network, share = (None, None) if probabilities is None else _of_four(probabilities, size)
-
     say(0.0, "background")
     background = estimate_background(frames)
     # A pixel the background explains in too few frames may have been covered throughout: its "background" is the hand.
     known = cv2.GaussianBlur((background.support > 0.28).astype(np.float32), (0, 0), 2.0) > 0.6
-    moving = known.mean() < 0.5
-    if network is not None and moving:
-        known[:] = False  # the camera moves, and the segmenter can do without
-    say(0.2, "seeds")
-    torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
+    moving = bool(known.mean() < 0.5)
+    if moving and not needed:
+        known[:] = False
+    say(0.1, "seeds")
     features = Features(frames, background, known)
     hand_size = {s: apparent_size(p, c) for s, (p, c) in hands.items()}
     every = range(len(frames))
@@ -136,10 +130,41 @@ def segment(
         place = places[i]
         if place is not None and skin is not None and on_skin(place, features, skin, i) <= 0.4:
             place = None  # landmarks that do not lie on skin are wrong, and so is all that is learned around them
-        label = guess(i, features, place, skin)
-        return label if network is None else with_network(label, i, network, features)
+        return guess(i, features, place, skin)
 
-    x, y = sampled(each(seeds, every), features, rng, 500)
+    return Look(frames, hands, hand_size, features, moving, np.stack(each(seeds, every)))
+
+
+def segment(
+    sequence: Sequence,
+    progress: Callable[[float, str], None] | None = None,
+    seed: int = 0,
+    probabilities: np.ndarray | None = None,
+    sides_known: bool = False,
+    look: Look | None = None,
+) -> Sequence:
+    """Add masks "right"/"left" (the sides with landmarks), "object" and "other" (what else moves: sleeve, arm, body),
+    with a confidence per frame and mask.
+
+    probabilities: (F,5,h,w) of background, right, left, object, forearm from `regressors.segment_clip`, of any size.
+    sides_known: they tell right from left (`relabel`), which a network alone hardly does. look: `look_at` of the
+    sequence, if that was done already.
+    Without them, frames must come from a static camera for the background model to hold; where the background explains
+    less than it should, confidences fall and a note says so. Deterministic for a given seed.
+    """
+    say = progress or (lambda share, what: None)
+    look = look_at(sequence, probabilities is None, say) if look is None else look
+    frames, features = look.frames, look.features
+    size = frames.shape[2], frames.shape[1]
+    network, share = (None, None) if probabilities is None else _of_four(probabilities, size)
+    say(0.2, "what looks like what")
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    every = range(len(frames))
+    labels = list(look.guesses)
+    if network is not None:
+        labels = each(lambda i: with_network(labels[i], i, network, features), every)
+    x, y = sampled(labels, features, rng, 500)
     notes = list(sequence.notes)
     if (y == HAND).sum() < 200 or (y == OBJECT).sum() < 200:
         if network is not None:
@@ -160,15 +185,16 @@ def segment(
     say(0.8, "edges")
     redecide_edges(labelled, fine, features, network)
     say(0.9, "clean")
-    masks, confidence = clean(labelled, features, hands, hand_size, share, sides_known)
-    if scale != 1.0:
+    masks, confidence = clean(labelled, features, look.hands, look.hand_size, share, sides_known)
+    width, height = sequence.size
+    if size != (width, height):
         masks = {
             k: np.stack(
                 [cv2.resize(f.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5 for f in m]
             )
             for k, m in masks.items()
         }
-    if moving and network is None:
+    if look.moving and network is None:
         notes.append("masks: the background is rarely visible or the camera moves; masks are uncertain")
         confidence = {k: c * 0.5 for k, c in confidence.items()}
     say(1.0, "masks")

@@ -1,6 +1,6 @@
 """Structure from motion on a handled object: the camera-from-object pose of every frame, up to one global scale.
 
-1. Flow tracks (`_sfm_flow`) and SIFT (`_sfm_worker`, pycolmap in its own process) match neighbours in time.
+1. Flow tracks (`_sfm_flow`) and SIFT (`_sfm_worker`, pycolmap in its own process) match neighbours in time, at once.
 2. pycolmap maps them into one or several sub-models, once with the object's pixels alone and once with the hand's too:
    during a stable grasp the hand is rigid with the object and its pixels are texture.
 3. `_sfm_refine` cuts sub-models where neighbours disagree, merges them in time order, registers the remaining frames by
