@@ -93,22 +93,33 @@ def segment_clip(
     net = model.folded()
     n = len(frames)
     out = np.zeros((n, len(LABELS), *frames.shape[1:3]), np.float16)
-    told, stop, adding = queue.SimpleQueue(), threading.Event(), threading.Lock()
+    told, stop = queue.SimpleQueue(), threading.Event()
+    halved = [threading.Event() for _ in range(n)]
 
     def one_way(forward: bool, threads: int) -> None:
         torch.set_num_threads(threads)
-        last = None
+        last, finished = None, False
         try:
             for i in range(n) if forward else range(n - 1, -1, -1):
                 if stop.is_set():
                     return
                 p = _one(net, frames[i], None if last is None else flows.carried(last, i, forward), mirror)
-                with adding:
-                    out[i] += p / 2
+                # The sum is rounded, so its order counts: first the way that has come the shorter way.
+                if forward != (2 * i <= n):
+                    halved[i].wait()
+                if stop.is_set():
+                    return
+                out[i] += p / 2
+                halved[i].set()
                 last = np.ascontiguousarray(p.transpose(1, 2, 0))
                 told.put(1)
+            finished = True
         finally:
             told.put(None)
+            if not finished:
+                stop.set()
+                for event in halved:
+                    event.set()
 
     # Both ways at once, each on half of the cores: less waiting than with all cores for each layer. The threads' own
     # setting goes with them.
@@ -124,6 +135,8 @@ def segment_clip(
                     say(0.1 + 0.85 * done / (2 * n), "segmenting")
         finally:
             stop.set()
+            for event in halved:
+                event.set()
     for way in ways:
         way.result()
     if settle:
