@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 
-from handhold.parallel import beside, cores, each, one_thread, together
+from handhold.parallel import cores, each, one_thread, together
 
 
 def test_each_keeps_the_order_and_says_how_far_it_is():
@@ -37,11 +35,5 @@ def test_what_one_raises_is_raised_and_the_rest_is_not_begun():
     assert len(begun) < 1000
 
 
-def test_together_and_beside():
+def test_together():
     assert together(lambda: 1, lambda: "two") == [1, "two"]
-    go = threading.Event()
-    with beside(lambda: go.wait(10)) as ready:
-        go.set()
-        assert ready() is True and ready() is True
-    with pytest.raises(KeyError), beside(lambda: {}["no"]) as ready:
-        ready()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -46,14 +46,6 @@ def each(
 def together(*jobs: Callable[[], Any]) -> list[Any]:
     """[job() for job in jobs], all at once where there are cores; torch runs one thread in each."""
     return each(lambda job: job(), jobs, min(len(jobs), cores()))
-
-
-@contextlib.contextmanager
-def beside(job: Callable[[], T]) -> Iterator[Callable[[], T]]:
-    """Run job() while the block does something else, torch on one thread; gives a function that waits for what job
-    returns, or raises what it raised."""
-    with ThreadPoolExecutor(1, initializer=_one_torch_thread) as pool:
-        yield pool.submit(job).result
 
 
 @contextlib.contextmanager

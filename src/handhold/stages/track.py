@@ -18,7 +18,6 @@ import numpy as np
 from ..config import Config
 from ..datasets.masks import write_masks
 from ..errors import StageFailed, UnusableInput
-from ..parallel import beside
 from ..progress import Progress
 from ..runs import Run
 from ..scene import SIDES, Mesh, Sequence, load_npz, save_npz
@@ -84,16 +83,20 @@ def track(run: Run, config: Config, report: Progress) -> None:
     report.note(camera.evidence)
     again = not settled(sequence) and "second-masks" not in without
 
-    def meanwhile() -> tuple[dict[str, GraspFit], Look | None]:
-        return {} if "fiducial" in without else hands_alone(sequence), look_at(sequence, False) if again else None
+    alone: dict[str, GraspFit] = {}
+    looks: list[Look] = []
 
-    with beside(meanwhile) as ready:  # pycolmap leaves a core idle for most of its time
-        sfm = object_motion(sequence, run, config, report, partial(_part, report, 0.1, 0.5))
-        alone, look = ready()
+    def meanwhile() -> None:
+        if "fiducial" not in without:
+            alone.update(hands_alone(sequence))
+        if again:
+            looks.append(look_at(sequence, False))
+
+    sfm = object_motion(sequence, run, config, report, partial(_part, report, 0.1, 0.5), meanwhile)
     sfm = believed(sequence, sfm, alone, report)
     hands, scale = fit_hands(sequence, sfm, config, report, partial(_part, report, 0.5, 0.65))
     if int(sfm.registered.sum()) >= 3 and again:
-        anew = partial(masks_anew, probabilities=load_probabilities(run), seed=config.seed, look=look)
+        anew = partial(masks_anew, probabilities=load_probabilities(run), seed=config.seed, look=looks[0])
         first, sequence = sequence, anew(sequence, sfm, scale, hands, say=partial(_part, report, 0.65, 0.85))
         if (agree := agreement(first.masks["object"], sequence.masks["object"])) < SPOILT:
             report.note(
@@ -143,7 +146,9 @@ def track(run: Run, config: Config, report: Progress) -> None:
     report(1.0, registered=int(np.isfinite(placed.cam_from_object[:, 0, 0]).sum()))
 
 
-def object_motion(sequence: Sequence, run: Run, config: Config, report: Progress, say) -> SfmResult:
+def object_motion(
+    sequence: Sequence, run: Run, config: Config, report: Progress, say, meanwhile=lambda: None
+) -> SfmResult:
     """Structure from motion on the object."""
     from ..tracking.sfm import structure_from_motion
 
@@ -153,7 +158,7 @@ def object_motion(sequence: Sequence, run: Run, config: Config, report: Progress
     return structure_from_motion(
         sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed, say, all_hands,
         loops="loops" not in without, merging="merging" not in without,
-        times=sequence.indices,
+        times=sequence.indices, meanwhile=meanwhile,
     )  # fmt: skip
 
 

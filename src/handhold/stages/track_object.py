@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..hand import HandModel
+from ..parallel import each
 from ..progress import Progress
 from ..scene import Sequence
 
@@ -22,13 +23,13 @@ def hands_alone(sequence: Sequence) -> dict[str, GraspFit]:
     from ..tracking.grasp import fit_hand
     from ..tracking.hand_evidence import found
 
-    out = {}
-    for s, marks in sequence.landmarks.items():
-        seen = sequence.regressed.get(s)
-        if s in sequence.masks and found(marks, seen).any():
-            model = HandModel.open(s, dtype=torch.float64)
-            out[s] = fit_hand(model, sequence.K, marks, marks.source == "mediapipe", seen)
-    return out
+    def fit(s: str) -> GraspFit:
+        marks, model = sequence.landmarks[s], HandModel.open(s, dtype=torch.float64)
+        return fit_hand(model, sequence.K, marks, marks.source == "mediapipe", sequence.regressed.get(s))
+
+    there = [s for s, m in sequence.landmarks.items() if found(m, sequence.regressed.get(s)).any()]
+    there = [s for s in there if s in sequence.masks]
+    return dict(zip(there, each(fit, there), strict=True))
 
 
 def believed(sequence: Sequence, sfm: SfmResult, alone: dict[str, GraspFit], report: Progress) -> SfmResult:

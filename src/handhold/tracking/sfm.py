@@ -106,6 +106,7 @@ def structure_from_motion(
     loops: bool = True,
     merging: bool = True,
     times: np.ndarray | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> SfmResult:
     """Poses of the object in `masks` over a clip; frames that cannot be placed are marked, never guessed.
 
@@ -113,7 +114,8 @@ def structure_from_motion(
     as extra texture and kept when more frames agree; K (3,3) pixels, held fixed; times (F,) of the frames, evenly by
     default. `workdir` holds what passes to and
     from pycolmap. loops: let descriptors close loops and join sub-models that no track joins; merging: join sub-models
-    and place single frames against them (the largest sub-model alone otherwise). When nothing registers everything is
+    and place single frames against them (the largest sub-model alone otherwise). meanwhile: called while pycolmap maps,
+    for which it has one core. When nothing registers everything is
     unregistered, with reasons, and no error is raised.
     """
     tell = progress or (lambda share, text: None)
@@ -128,7 +130,7 @@ def structure_from_motion(
     with _worker(workdir) as worker:
         rows, xy = flow_tracks(grey, region, tick=lambda s: tell(0.25 * s, "following flow"))
         tell(0.25, "matching and mapping")
-        note = _finish(worker, workdir, {"track": rows, "track_xy": xy}, timeout)
+        note = _finish(worker, workdir, {"track": rows, "track_xy": xy}, meanwhile, timeout)
     path = workdir / "models.npz"
     if note or not path.is_file():
         return nothing(count, note or "structure from motion left no result", ())
@@ -248,11 +250,15 @@ def _worker(workdir: Path) -> Iterator[subprocess.Popen]:
                 worker.kill()
 
 
-def _finish(worker: subprocess.Popen, workdir: Path, tracks: dict[str, np.ndarray], timeout: float) -> str:
+def _finish(worker: subprocess.Popen, workdir: Path, tracks: dict[str, np.ndarray], meanwhile, timeout: float) -> str:
     """Hand the flow tracks to the worker and wait; returns an empty text, or what went wrong."""
     save_npz(workdir / "tracks.npz", tracks)
+    with contextlib.suppress(BrokenPipeError):  # of a worker that has failed; its code tells
+        worker.stdin.write("tracks\n")
+        worker.stdin.flush()
+    meanwhile()
     try:
-        worker.communicate("tracks\n", timeout)
+        worker.wait(timeout)
     except subprocess.TimeoutExpired:
         return f"structure from motion took more than {timeout:.0f} s"
     code = worker.returncode
