@@ -8,7 +8,7 @@ from pathlib import Path
 import handhold
 
 LAYERS = (
-    ("errors", "files", "pickled"),
+    ("errors", "files", "parallel", "pickled"),
     ("scene",),  # plain data only; below everything, so that shapes and metrics can speak of a Mesh
     ("geometry", "assets", "kernels"),
     ("hand", "shapes", "motions"),

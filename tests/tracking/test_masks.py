@@ -7,10 +7,12 @@ import functools
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from handhold.geometry.cameras import default_K
 from handhold.scene import Landmarks, Sequence
 from handhold.tracking import masks
+from handhold.tracking._mask_classifier import train
 from handhold.tracking._mask_cleaning import _named_as_landmarks, _owned, _shared_out
 from handhold.tracking.masks import estimate_background, segment
 
@@ -207,3 +209,19 @@ def test_a_moving_camera_is_noticed(monkeypatch):
     points = np.tile(hand_points(np.array([32.0, 46])).astype(np.float32), (8, 1, 1))
     s = segment(sequence(frames, points, np.ones(8, np.float32)))
     assert any("camera moves" in n for n in s.notes) and all((c <= 0.5).all() for c in s.mask_confidence.values())
+
+
+def test_classifiers_trained_at_once_are_those_trained_one_by_one():
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 400)
+    x = (rng.normal(size=(400, 9)) + y[:, None]).astype(np.float32)
+    choices = [np.s_[:], np.r_[0:2, 4:9]]
+
+    def weights(*calls) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        chance = np.random.default_rng(1)
+        nets = [n for columns in calls for n in train(x, y, chance, 3, columns, epochs=4)]
+        return [w for n in nets for w in n.parameters()]
+
+    at_once, apart = weights(choices), weights(choices[:1], choices[1:])
+    assert all(torch.equal(a, b) for a, b in zip(at_once, apart, strict=True))

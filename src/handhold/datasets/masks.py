@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ import numpy as np
 
 from ..errors import UnusableInput
 from ..files import write_atomically
+from ..parallel import each
 
 NAMES = ("right", "left", "object", "other")  # other: what else moves, e.g. a sleeve; optional
 
@@ -64,18 +66,28 @@ def read_masks(
 def write_masks(folder: str | os.PathLike, masks: dict[str, np.ndarray], indices: np.ndarray) -> None:
     """Write {name: (F,H,W) bool} as 0/255 PNGs named by the frames' index in the video."""
     for name, stack in masks.items():
-        for mask, index in zip(stack, indices, strict=True):
-            write_png(Path(folder) / name / f"{int(index):06d}.png", np.where(mask, np.uint8(255), np.uint8(0)))
+        paths = [Path(folder) / name / f"{int(i):06d}.png" for i in indices]
+        write_pngs(paths, [np.where(mask, np.uint8(255), np.uint8(0)) for mask in stack])
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Write (H,W) or RGB (H,W,3) uint8 as PNG: lossless, quick rather than small, atomic."""
+    write_pngs([path], [image])
+
+
+def write_pngs(paths: Sequence[str | os.PathLike], images: Sequence[np.ndarray]) -> None:
+    """`write_png` of many, encoded on all cores and then written one by one."""
+    for path, data in zip(paths, each(_encoded, images), strict=True):
+        write_atomically(path, data, sync=False)
+
+
+def _encoded(image: np.ndarray) -> bytes:
     if image.ndim == 3:
         image = image[:, :, ::-1]
     ok, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not ok:
         raise ValueError(f"cannot encode an image of shape {image.shape}")
-    write_atomically(path, data.tobytes(), sync=False)
+    return data.tobytes()
 
 
 def _by_frame(folder: Path, files: list[Path], indices: np.ndarray) -> dict[int, Path]:

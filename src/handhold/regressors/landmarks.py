@@ -10,6 +10,7 @@ track. No temporal smoothing is done here: the hand fitter does that with a mode
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import StageFailed
+from ..parallel import each
 from ..scene import SIDES, Landmarks
 from .landmark_files import load_landmarks, save_landmarks
 from .mediapipe import HandDetection, HandLandmarker, Roi, image_pyramid, roi_from_palm, roi_from_points
@@ -196,10 +198,12 @@ def _same_roi(a: Roi, b: Roi) -> bool:
 def _find_near(landmarker: HandLandmarker, pyramid: list[np.ndarray], hint: np.ndarray) -> list[Reading]:
     """Readings near (21,2) landmarks taken from a neighbouring frame."""
     roi = roi_from_points(hint)
-    found = []
-    for sx, sy, sc, t in _NEAR:
-        found += _follow(landmarker, pyramid, roi.jittered((sx, sy), sc, t), 2, presence=0.3)
-    return _merge(landmarker, pyramid, found, limit=2)
+
+    def look(near: tuple[float, ...]) -> list[HandDetection]:
+        sx, sy, sc, t = near
+        return _follow(landmarker, pyramid, roi.jittered((sx, sy), sc, t), 2, presence=0.3)
+
+    return _merge(landmarker, pyramid, list(itertools.chain(*each(look, _NEAR))), limit=2)
 
 
 def _sweep(landmarker: HandLandmarker, pyramids, readings: list[list[Reading]], step: int) -> None:
@@ -304,17 +308,19 @@ def track_landmarks(
 ) -> dict[str, Landmarks]:
     """Landmarks of the hands in a clip.
 
-    frames: (F,H,W,3) uint8 RGB. sides: the hands that are there, e.g. ("right",); None to decide from the clip.
+    frames: (F,H,W,3) uint8 RGB. landmarker: called from several threads at once. sides: the hands that are there, e.g.
+    ("right",); None to decide from the clip.
     foreground: (F,H,W) bool, what moves, to look closer at where it is small, or None. progress: called with the share
     done. Returns Landmarks by side, only sides that were found; frames without a hand are NaN with confidence 0.
     Confidence is the probability that the frame's median joint error is below 12 % of the hand's size.
     """
     tell = progress or (lambda _: None)
     n = len(frames)
-    readings = []
-    for i, f in enumerate(frames):
-        readings.append(find_hands(landmarker, f, None if foreground is None else _window(foreground[i])))
-        tell(0.6 * (i + 1) / n)
+
+    def find(i: int) -> list[Reading]:
+        return find_hands(landmarker, frames[i], None if foreground is None else _window(foreground[i]))
+
+    readings = each(find, range(n), tick=lambda done: tell(0.6 * done / n))
     _sweep(landmarker, lambda i: image_pyramid(frames[i]), readings, 1)
     tell(0.8)
     _sweep(landmarker, lambda i: image_pyramid(frames[i]), readings, -1)

@@ -10,6 +10,7 @@ radians, image axes (x right, y down).
 from __future__ import annotations
 
 import os
+import queue
 from dataclasses import dataclass, replace
 
 import cv2
@@ -153,13 +154,14 @@ def mirrored(d: HandDetection, width: float) -> HandDetection:
 
 
 class HandLandmarker:
-    """The two networks. One instance is not to be shared between threads.
+    """The two networks.
 
-    palm_path, landmark_path: the `.tflite` files (`handhold.assets.path`). threads: CPU threads of one network call.
+    palm_path, landmark_path: the `.tflite` files (`handhold.assets.path`). threads: how many may call them at once
+    (others wait); a call has one.
     Raises MissingAsset when a file is absent, UnusableInput when it is not the expected network.
     """
 
-    def __init__(self, palm_path: str | os.PathLike, landmark_path: str | os.PathLike, threads: int = 2):
+    def __init__(self, palm_path: str | os.PathLike, landmark_path: str | os.PathLike, threads: int = 1):
         self._palm = _Network(palm_path, PALM_SIZE, [(1, 2016, 18), (1, 2016, 1)], threads)
         self._hand = _Network(landmark_path, HAND_SIZE, [(1, 63), (1, 1), (1, 1), (1, 63)], threads)
         self._anchors = palm_anchors()
@@ -218,17 +220,20 @@ class HandLandmarker:
 
 
 class _Network:
-    """A LiteRT interpreter with one square RGB input in [0,1]."""
+    """LiteRT interpreters, one a thread, with one square RGB input in [0,1]."""
 
     def __init__(self, path: str | os.PathLike, side: int, outputs: list[tuple[int, ...]], threads: int):
         if not os.path.isfile(path):
             raise MissingAsset(f"{path} is not there; run `handhold assets` to fetch it.")
         from ai_edge_litert.interpreter import Interpreter
 
+        self._idle: queue.SimpleQueue = queue.SimpleQueue()
         try:
-            self._net = Interpreter(model_path=os.fspath(path), num_threads=threads)
-            self._net.allocate_tensors()
-            ins, outs = self._net.get_input_details(), self._net.get_output_details()
+            for _ in range(threads):
+                net = Interpreter(model_path=os.fspath(path), num_threads=1)
+                net.allocate_tensors()
+                self._idle.put(net)
+            ins, outs = net.get_input_details(), net.get_output_details()
             fits = tuple(ins[0]["shape"]) == (1, side, side, 3) and [tuple(o["shape"]) for o in outs] == outputs
         except (ValueError, RuntimeError, IndexError) as e:
             raise UnusableInput(
@@ -241,6 +246,10 @@ class _Network:
         self._in, self._out = ins[0]["index"], [o["index"] for o in outs]
 
     def __call__(self, crop_rgb: np.ndarray) -> list[np.ndarray]:
-        self._net.set_tensor(self._in, crop_rgb[None].astype(np.float32) / 255.0)
-        self._net.invoke()
-        return [self._net.get_tensor(i) for i in self._out]
+        net = self._idle.get()
+        try:
+            net.set_tensor(self._in, crop_rgb[None].astype(np.float32) / 255.0)
+            net.invoke()
+            return [net.get_tensor(i) for i in self._out]
+        finally:
+            self._idle.put(net)

@@ -21,6 +21,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..datasets.synthetic.sample import BACKGROUND, LABELS, LEFT, OBJECT, RIGHT
+from ..parallel import each
 from .segmenter import Segmenter
 
 _MIRRORED = [0, LEFT, RIGHT, 3, 4]  # channels of a mirrored picture
@@ -92,22 +93,33 @@ def segment_clip(
     net = model.folded()
     n = len(frames)
     out = np.zeros((n, len(LABELS), *frames.shape[1:3]), np.float16)
-    told, stop, adding = queue.SimpleQueue(), threading.Event(), threading.Lock()
+    told, stop = queue.SimpleQueue(), threading.Event()
+    halved = [threading.Event() for _ in range(n)]
 
     def one_way(forward: bool, threads: int) -> None:
         torch.set_num_threads(threads)
-        last = None
+        last, finished = None, False
         try:
             for i in range(n) if forward else range(n - 1, -1, -1):
                 if stop.is_set():
                     return
                 p = _one(net, frames[i], None if last is None else flows.carried(last, i, forward), mirror)
-                with adding:
-                    out[i] += p / 2
+                # The sum is rounded, so its order counts: first the way that has come the shorter way.
+                if forward != (2 * i <= n):
+                    halved[i].wait()
+                if stop.is_set():
+                    return
+                out[i] += p / 2
+                halved[i].set()
                 last = np.ascontiguousarray(p.transpose(1, 2, 0))
                 told.put(1)
+            finished = True
         finally:
             told.put(None)
+            if not finished:
+                stop.set()
+                for event in halved:
+                    event.set()
 
     # Both ways at once, each on half of the cores: less waiting than with all cores for each layer. The threads' own
     # setting goes with them.
@@ -123,6 +135,8 @@ def segment_clip(
                     say(0.1 + 0.85 * done / (2 * n), "segmenting")
         finally:
             stop.set()
+            for event in halved:
+                event.set()
     for way in ways:
         way.result()
     if settle:
@@ -164,7 +178,8 @@ def settle_sides(probabilities: np.ndarray, flows: Flows, memory: float = 0.95) 
             total = own if total is None else own + memory * flows.carried(total, i, forward)
             evidence[i] = total if forward else evidence[i] + total - own
     reach = 0.02 * max(h, w)
-    for i in range(n):
+
+    def settle(i: int) -> None:
         e = evidence[i].astype(np.float32)
         near = cv2.GaussianBlur(e, (0, 0), reach)
         share = 0.5 + 0.5 * (e[..., 0] + near[..., 0]) / np.maximum(e[..., 1] + near[..., 1], 1e-4)
@@ -179,6 +194,8 @@ def settle_sides(probabilities: np.ndarray, flows: Flows, memory: float = 0.95) 
             share = np.where(np.isfinite(decided[parts]), decided[parts], share)
         share = share * share / (share * share + (1 - share) ** 2)  # towards a decision
         probabilities[i, RIGHT], probabilities[i, LEFT] = hand * share, hand * (1 - share)
+
+    each(settle, range(n))
 
 
 def _side_evidence(p: np.ndarray) -> np.ndarray:

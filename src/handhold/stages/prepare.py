@@ -18,10 +18,11 @@ import numpy as np
 
 from ..config import Config, is_sam
 from ..datasets.hold import is_build, read_build
-from ..datasets.masks import read_masks, write_masks, write_png
+from ..datasets.masks import read_masks, write_masks, write_pngs
 from ..datasets.video import read_clip
 from ..errors import StageFailed, UnusableInput
 from ..geometry.cameras import read_K
+from ..parallel import cores, each
 from ..progress import Progress
 from ..runs import Run
 from ..scene import SIDES, HandEstimates, Landmarks, Sequence, load_npz, save_npz
@@ -85,10 +86,9 @@ def save_prepared(run: Run, sequence: Sequence, report=None, probabilities: np.n
     if probabilities is not None:
         rounded = np.round(probabilities.astype(np.float32) * 255).astype(np.uint8)
         save_npz(folder / "probabilities.npz", {"probabilities": rounded})
-    for i, (index, frame) in enumerate(zip(sequence.indices, sequence.frames, strict=True)):
-        write_png(folder / "frames" / f"{int(index):06d}.png", frame)
-        if report is not None:
-            report((i + 1) / len(sequence), "writing frames")
+    if report is not None:
+        report(0.0, "writing frames")
+    write_pngs([folder / "frames" / f"{int(i):06d}.png" for i in sequence.indices], sequence.frames)
     write_masks(folder / "masks", sequence.masks, sequence.indices)
     arrays = {
         "version": np.int64(EVIDENCE),
@@ -124,7 +124,7 @@ def load_prepared(run: Run) -> Sequence:
         raise UnusableInput(again)
     z = load_npz(folder / "evidence.npz")
     names = [f"{int(i):06d}.png" for i in z["indices"]]
-    frames = [_read_png(folder / "frames" / n, cv2.IMREAD_COLOR, again)[:, :, ::-1] for n in names]
+    frames = each(lambda n: _read_png(folder / "frames" / n, cv2.IMREAD_COLOR, again)[:, :, ::-1], names)
     masks = {
         name: read_mask_folder(folder / "masks" / name, z["indices"], again)
         for name in (k.removeprefix("mask_confidence.") for k in z if k.startswith("mask_confidence."))
@@ -167,7 +167,7 @@ def load_probabilities(run: Run) -> np.ndarray | None:
 def read_mask_folder(folder: Path, indices: np.ndarray, message: str) -> np.ndarray:
     """(F,H,W) bool as `write_masks` wrote them; raises `UnusableInput` with `message` where one is missing."""
     names = (f"{int(i):06d}.png" for i in indices)
-    return np.stack([_read_png(folder / n, cv2.IMREAD_GRAYSCALE, message) > 127 for n in names])
+    return np.stack(each(lambda n: _read_png(folder / n, cv2.IMREAD_GRAYSCALE, message) > 127, names))
 
 
 def _with_landmarks(sequence: Sequence, full_size: tuple[int, int], config: Config, report) -> Sequence:
@@ -184,7 +184,7 @@ def _with_landmarks(sequence: Sequence, full_size: tuple[int, int], config: Conf
     from ..regressors.landmarks import HandLandmarker, track_landmarks
 
     with _hushed():
-        landmarker = HandLandmarker(assets.path("palm_detection"), assets.path("hand_landmark"))
+        landmarker = HandLandmarker(assets.path("palm_detection"), assets.path("hand_landmark"), cores())
     found = track_landmarks(sequence.frames, landmarker, progress=lambda share: report(share, "hand landmarks"))
     return replace(sequence, landmarks=found)
 

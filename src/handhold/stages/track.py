@@ -23,11 +23,12 @@ from ..runs import Run
 from ..scene import SIDES, Mesh, Sequence, load_npz, save_npz
 from .prepare import _part, load_prepared, load_probabilities, read_mask_folder
 from .track_hands import fit_hands
-from .track_object import believed, place_object, scale_is_known
+from .track_object import believed, hands_alone, place_object, scale_is_known
 
 if TYPE_CHECKING:
     from ..tracking.camera import CameraTrack
     from ..tracking.grasp import GraspFit
+    from ..tracking.masks import Look
     from ..tracking.sfm import SfmResult
 
 
@@ -71,6 +72,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
     from ..export.meshes import write_ply
     from ..tracking import rungs
     from ..tracking.camera import estimate_camera
+    from ..tracking.masks import look_at
 
     without = config.track.without
     sequence = evidence_without(load_prepared(run), without)
@@ -79,18 +81,31 @@ def track(run: Run, config: Config, report: Progress) -> None:
         config.seed, partial(_part, report, 0.0, 0.1),
     )  # fmt: skip
     report.note(camera.evidence)
-    sfm = object_motion(sequence, run, config, report, partial(_part, report, 0.1, 0.5))
+    again = not settled(sequence) and "second-masks" not in without
+
+    alone: dict[str, GraspFit] = {}
+    looks: list[Look] = []
+
+    def meanwhile() -> None:
+        if "fiducial" not in without:
+            alone.update(hands_alone(sequence))
+        if again:
+            looks.append(look_at(sequence, False))
+
+    sfm = object_motion(sequence, run, config, report, partial(_part, report, 0.1, 0.5), meanwhile)
+    sfm = believed(sequence, sfm, alone, report)
     hands, scale = fit_hands(sequence, sfm, config, report, partial(_part, report, 0.5, 0.65))
-    if int(sfm.registered.sum()) >= 3 and not settled(sequence) and "second-masks" not in without:
-        anew = partial(masks_anew, probabilities=load_probabilities(run), seed=config.seed)
+    if int(sfm.registered.sum()) >= 3 and again:
+        anew = partial(masks_anew, probabilities=load_probabilities(run), seed=config.seed, look=looks[0])
         first, sequence = sequence, anew(sequence, sfm, scale, hands, say=partial(_part, report, 0.65, 0.85))
         if (agree := agreement(first.masks["object"], sequence.masks["object"])) < SPOILT:
             report.note(
                 f"the object's masks were made anew (IoU with the first {agree:.2f}), and its motion after them"
             )
-            again = object_motion(sequence, run, config, report, partial(_part, report, 0.85, 0.9))
-            if again.registered.sum() >= sfm.registered.sum():
-                sfm = again
+            second = object_motion(sequence, run, config, report, partial(_part, report, 0.85, 0.9))
+            second = believed(sequence, second, alone, report)
+            if second.registered.sum() >= sfm.registered.sum():
+                sfm = second
                 hands, scale = fit_hands(sequence, sfm, config, None, partial(_part, report, 0.9, 0.92))
                 sequence = anew(sequence, sfm, scale, hands, say=partial(_part, report, 0.92, 0.95))
         write_masks(run.track_dir / "masks", sequence.masks, sequence.indices)
@@ -131,19 +146,20 @@ def track(run: Run, config: Config, report: Progress) -> None:
     report(1.0, registered=int(np.isfinite(placed.cam_from_object[:, 0, 0]).sum()))
 
 
-def object_motion(sequence: Sequence, run: Run, config: Config, report: Progress, say) -> SfmResult:
-    """Structure from motion on the object, if the hand does not contradict it."""
+def object_motion(
+    sequence: Sequence, run: Run, config: Config, report: Progress, say, meanwhile=lambda: None
+) -> SfmResult:
+    """Structure from motion on the object."""
     from ..tracking.sfm import structure_from_motion
 
     without = config.track.without
     hand_masks = [sequence.masks[s] for s in SIDES if s in sequence.masks]
     all_hands = np.any(hand_masks, axis=0) if hand_masks and "hand-pixels" not in without else None
-    sfm = structure_from_motion(
+    return structure_from_motion(
         sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed, say, all_hands,
         loops="loops" not in without, merging="merging" not in without,
-        times=sequence.indices,
+        times=sequence.indices, meanwhile=meanwhile,
     )  # fmt: skip
-    return sfm if "fiducial" in without else believed(sequence, sfm, report)
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:
@@ -168,7 +184,7 @@ def settled(sequence: Sequence) -> bool:
 
 def masks_anew(
     sequence: Sequence, sfm: SfmResult, scale: float, hands: dict[str, GraspFit], probabilities: np.ndarray | None,
-    seed: int, say,
+    seed: int, look: Look | None, say,
 ) -> Sequence:  # fmt: skip
     """`tracking.relabel` with a first surface of the object; settled masks stay."""
     from ..hand import HandModel
@@ -184,7 +200,8 @@ def masks_anew(
     for s, h in hands.items():
         known = (h.confidence > 0)[:, None, None]
         posed[s] = np.where(known, h.vertices, np.nan), np.asarray(HandModel.open(s).faces)
-    anew = relabel(sequence, posed, mesh, poses, probabilities, seed, lambda part, what: say(0.3 + 0.7 * part, what))
+    telling = lambda part, what: say(0.3 + 0.7 * part, what)  # noqa: E731
+    anew = relabel(sequence, posed, mesh, poses, probabilities, seed, telling, look)
     if not anew.masks["object"].any():
         return sequence
     keep = set(sequence.settled)

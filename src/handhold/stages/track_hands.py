@@ -9,6 +9,7 @@ import torch
 
 from ..config import Config
 from ..hand import HandModel
+from ..parallel import each
 from ..progress import Progress
 from ..scene import SIDES, Sequence
 
@@ -51,18 +52,21 @@ def fit_hands(
                 hands[s] = stiff_hand(m, sequence.K, marks, hands[s], clicked, seen)
         return hands, 1.0 if lost else _common_scale(hands, sfm.cam_from_object, report)
     for again in range(int(len(models) == 2 and scale is not None), 2):
-        for k, (s, model) in enumerate(models.items()):
-            say((again + k / len(models)) / 2, f"{s} hand in the object's frame")
+        say(again / 2, f"{' and '.join(models)} hand in the object's frame")
+
+        def fit(s: str, known: tuple[float, float] | None = (scale, 0.01) if again else None) -> GraspFit:
             others = [m for side, m in hand_masks.items() if side != s]
-            hands[s] = fit_grasp(
-                model, sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
+            return fit_grasp(
+                models[s], sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
                 hand_masks=hand_masks.get(s), object_points=sfm.points, seed=config.seed,
                 object_masks=np.any([sequence.masks["object"], *others], axis=0),
                 mediapipe=sequence.landmarks[s].source == "mediapipe",
-                scale_prior=(scale, 0.01) if again else None, regressed=sequence.regressed.get(s),
+                scale_prior=known, regressed=sequence.regressed.get(s),
                 silhouettes="silhouette" not in without, regrasps="windows" not in without,
                 slow_motion="slow-motion" not in without, hidden=1.0 if "visibility" in without else HIDDEN,
             )  # fmt: skip
+
+        hands = dict(zip(models, each(fit, models), strict=True))
         scale = _common_scale(hands, sfm.cam_from_object, report)
         if len(hands) == 1:
             break  # two hands must agree on the object's size; one hand alone does

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..hand import HandModel
+from ..parallel import each
 from ..progress import Progress
 from ..scene import Sequence
 
@@ -17,21 +18,31 @@ if TYPE_CHECKING:
     from ..tracking.sfm import SfmResult
 
 
-def believed(sequence: Sequence, sfm: SfmResult, report: Progress) -> SfmResult:
-    """`sfm`, or nothing where the hand that holds the object turns otherwise: features that stand on noise or shading
-    give models that agree with themselves and are wrong."""
-    from ..tracking.contact import beside_in_picture
-    from ..tracking.fiducial import CONTRADICTS, cam_from_hand, contradiction
+def hands_alone(sequence: Sequence) -> dict[str, GraspFit]:
+    """Each hand that has a mask, fitted without the object."""
     from ..tracking.grasp import fit_hand
     from ..tracking.hand_evidence import found
+
+    def fit(s: str) -> GraspFit:
+        marks, model = sequence.landmarks[s], HandModel.open(s, dtype=torch.float64)
+        return fit_hand(model, sequence.K, marks, marks.source == "mediapipe", sequence.regressed.get(s))
+
+    there = [s for s, m in sequence.landmarks.items() if found(m, sequence.regressed.get(s)).any()]
+    there = [s for s in there if s in sequence.masks]
+    return dict(zip(there, each(fit, there), strict=True))
+
+
+def believed(sequence: Sequence, sfm: SfmResult, alone: dict[str, GraspFit], report: Progress) -> SfmResult:
+    """`sfm`, or nothing where the hand that holds the object turns otherwise: features that stand on noise or shading
+    give models that agree with themselves and are wrong. alone: `hands_alone`."""
+    from ..tracking.contact import beside_in_picture
+    from ..tracking.fiducial import CONTRADICTS, cam_from_hand, contradiction
     from ..tracking.sfm import nothing
 
-    for s, landmarks in sequence.landmarks.items():
-        regressed = sequence.regressed.get(s)
-        if s not in sequence.masks or not sfm.registered.any() or not found(landmarks, regressed).any():
-            continue
+    if not sfm.registered.any():
+        return sfm
+    for s, hand in alone.items():
         model = HandModel.open(s, dtype=torch.float64)
-        hand = fit_hand(model, sequence.K, landmarks, landmarks.source == "mediapipe", regressed)
         beside = beside_in_picture(sequence.masks[s], sequence.masks["object"])
         apart = contradiction(
             sfm.cam_from_object, cam_from_hand(model, hand.pose, hand.joints), hand.confidence, beside

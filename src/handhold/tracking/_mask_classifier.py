@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import Tensor
+from torch.optim.adamw import adamw
 
+from ..parallel import each, together
 from ._mask_cleaning import BACKGROUND, OBJECT
 
 if TYPE_CHECKING:
     from .masks import Background
-
-T = TypeVar("T")
 
 
 class Features:
@@ -42,17 +42,29 @@ class Features:
 
     def __call__(self, i: int) -> np.ndarray:
         """(H,W,D) float32."""
-        lab = cv2.cvtColor(self.frames[i].astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB) / np.float32([50, 30, 30])
-        b1, b2, b3 = (cv2.GaussianBlur(lab, (0, 0), s) for s in (1.0, 3.0, 7.0))
+        lab, b1 = self._colors(i)
+        b2, b3 = (cv2.GaussianBlur(lab, (0, 0), s) for s in (3.0, 7.0))
+        square = lab * lab
         contrast = [
-            np.sqrt(np.maximum(cv2.GaussianBlur(lab * lab, (0, 0), s) - b * b, 0)).sum(-1, keepdims=True)
+            np.sqrt(np.maximum(cv2.GaussianBlur(square, (0, 0), s) - b * b, 0)).sum(-1, keepdims=True)
             for s, b in ((3.0, b2), (7.0, b3))
         ]
-        d = self.foreground(i)
-        k = self.known.astype(np.float32)
-        diff = np.where(self.known[..., None], b1 - self._background_lab, 0)
-        back = np.concatenate([k[..., None], np.minimum(d, 12.0)[..., None] / 6.0, diff], -1)
-        return np.concatenate([lab, b1, b2, b3, *contrast, back], -1).astype(np.float32)
+        return np.concatenate([lab, b1, b2, b3, *contrast, *self._back(i, b1)], -1)
+
+    def close(self, i: int) -> np.ndarray:
+        """(H,W,len(fine)) float32: the columns `fine`."""
+        lab, b1 = self._colors(i)
+        return np.concatenate([lab, b1, *self._back(i, b1)], -1)
+
+    def _colors(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """CIELAB (H,W,3), each channel in units of its usual size, and the same a little blurred."""
+        lab = cv2.cvtColor(self.frames[i].astype(np.float32) / 255.0, cv2.COLOR_RGB2LAB) / np.float32([50, 30, 30])
+        return lab, cv2.GaussianBlur(lab, (0, 0), 1.0)
+
+    def _back(self, i: int, blurred: np.ndarray) -> list[np.ndarray]:
+        known = self.known[..., None]
+        away = np.minimum(self.foreground(i), 12.0)[..., None] / 6.0
+        return [known.astype(np.float32), away, np.where(known, blurred - self._background_lab, np.float32(0))]
 
     @functools.cached_property
     def background_chromaticity(self) -> np.ndarray:
@@ -65,54 +77,79 @@ class Features:
 
 
 def chromaticity(frame: np.ndarray) -> np.ndarray:
-    linear = (cv2.GaussianBlur(frame, (0, 0), 1.0).astype(np.float32) / 255.0) ** 2.2 + 0.004
-    log = np.log(linear)
+    """(H,W,2) log-chromaticity, red and blue against green, of (H,W,3) uint8 sRGB, a little blurred."""
+    log = _LOG_LIGHT[cv2.GaussianBlur(frame, (0, 0), 1.0)]
     return np.stack([log[..., 0] - log[..., 1], log[..., 2] - log[..., 1]], -1)
 
 
-@contextlib.contextmanager
-def one_thread():
-    """Tiny matrices: a second thread costs more than it brings, and its waiting costs more still."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+_LOG_LIGHT = np.log((np.arange(256, dtype=np.float32) / 255.0) ** 2.2 + 0.004)
 
 
-def for_frames(job: Callable[[int], T], count: int) -> list[T]:
-    """job(i) of every frame i, on all cores; it must depend on i alone."""
-    with one_thread(), ThreadPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(job, range(count)))
+@dataclass(frozen=True)
+class Draw:
+    """What chance decides of one step of training."""
+
+    at: Tensor  # (B,) rows of the samples, as many of each class
+    hidden: Tensor  # (B,) bool: without the background's features
+    noise: Tensor  # (B,D - n_background) of the others
 
 
-def train(x, y, rng, n_background: int, epochs: int = 700, width: int = 40):
-    """A three-layer perceptron on balanced classes; background features are dropped at random so that colour alone
-    suffices.
+def draws(y: Tensor, d: int, n_background: int, rng: np.random.Generator, epochs: int) -> Iterator[Draw]:
+    """The steps of `train` on labels y (N,) of samples with d features, from `rng`."""
+    groups = [g for c in range(4) if len(g := torch.nonzero(y == c)[:, 0])]
+    for _ in range(epochs):
+        at = torch.cat([g[torch.from_numpy(rng.integers(0, len(g), 512))] for g in groups])
+        hidden = torch.from_numpy(rng.random(len(at)) < 0.3)
+        yield Draw(at, hidden, torch.from_numpy(rng.normal(0, 0.03, (len(at), d - n_background)).astype(np.float32)))
+
+
+def train(
+    x: np.ndarray, y: np.ndarray, rng: np.random.Generator, n_background: int, columns: Sequence, epochs: int = 700
+) -> list[torch.nn.Module]:
+    """Classifiers of samples x (N,D) with labels y (N,), one for each choice of columns of x; all at once. The last
+    n_background columns are the background's.
+
+    The random numbers of all but the last are drawn beforehand, so that all get those they would get one by one.
     """
-    x, y = torch.from_numpy(x), torch.from_numpy(y.astype(np.int64))
-    d = x.shape[1]
-    net = torch.nn.Sequential(
-        torch.nn.Linear(d, width),
+    labels = torch.from_numpy(y.astype(np.int64))
+    seen = [torch.from_numpy(np.ascontiguousarray(x[:, c])) for c in columns]
+    nets = [network(k.shape[1]) for k in seen]
+    chance = [draws(labels, k.shape[1], n_background, rng, epochs) for k in seen]
+    chance[:-1] = [list(c) for c in chance[:-1]]
+    jobs = (partial(descend, *job, labels, n_background, epochs) for job in zip(nets, chance, seen, strict=True))
+    return together(*jobs)
+
+
+def network(inputs: int, width: int = 40) -> torch.nn.Module:
+    """A three-layer perceptron."""
+    return torch.nn.Sequential(
+        torch.nn.Linear(inputs, width),
         torch.nn.ReLU(),
         torch.nn.Linear(width, width),
         torch.nn.ReLU(),
         torch.nn.Linear(width, 4),
     )
-    groups = [torch.nonzero(y == c)[:, 0] for c in range(4)]
-    opt = torch.optim.AdamW(net.parameters(), lr=4e-3, weight_decay=1e-3, fused=True)
-    for step in range(epochs):
-        at = torch.cat([g[torch.from_numpy(rng.integers(0, len(g), 512))] for g in groups if len(g)])
-        xb = x[at].clone()
-        drop = torch.from_numpy(rng.random(len(at)) < 0.3)
-        xb[drop, -n_background:] = 0
-        xb[:, :-n_background] += torch.from_numpy(rng.normal(0, 0.03, (len(at), d - n_background)).astype(np.float32))
-        loss = torch.nn.functional.cross_entropy(net(xb), y[at], label_smoothing=0.05)
-        opt.zero_grad()
-        loss.backward()
-        opt.step()
-        opt.param_groups[0]["lr"] = 4e-3 * (1 - step / epochs)
+
+
+def descend(net, chance: Iterable[Draw], x: Tensor, y: Tensor, n_background: int, epochs: int) -> torch.nn.Module:
+    """Train `net` on balanced classes; background features are dropped at random so that colour alone suffices.
+
+    AdamW as a function: the optimisers' class loads torch's compiler, which takes seconds.
+    """
+    weights = list(net.parameters())
+    first, second = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    steps = [torch.zeros(()) for _ in weights]
+    for step, draw in enumerate(chance):
+        xb = x[draw.at]
+        xb[draw.hidden, -n_background:] = 0
+        xb[:, :-n_background] += draw.noise
+        loss = torch.nn.functional.cross_entropy(net(xb), y[draw.at], label_smoothing=0.05)
+        slopes = torch.autograd.grad(loss, weights)
+        with torch.no_grad():
+            adamw(
+                weights, list(slopes), first, second, [], steps, foreach=False, fused=True, amsgrad=False, beta1=0.9,
+                beta2=0.999, lr=4e-3 * (1 - max(step - 1, 0) / epochs), weight_decay=1e-3, eps=1e-8, maximize=False,
+            )  # fmt: skip
     return net.eval()
 
 
@@ -122,21 +159,19 @@ def label_all(model, features: Features, frames: np.ndarray, prior: np.ndarray |
 
     @torch.no_grad()
     def label(i: int) -> None:
-        f = features(i)
         clear = (features.foreground(i) < 1.2) & features.known  # plainly background: not worth asking
         clear = ndimage.binary_erosion(clear, iterations=2)
-        p = np.zeros((*clear.shape, 4), np.float32)
-        p[clear, BACKGROUND] = 1
-        p[~clear] = torch.softmax(model(torch.from_numpy(f[~clear])), -1).numpy()
+        p = np.zeros((4, *clear.shape), np.float32)
+        p[BACKGROUND, clear] = 1
+        p[:, ~clear] = torch.softmax(model(torch.from_numpy(features(i)[~clear])), -1).numpy().T
         if prior is not None:
-            p = (p + 1e-3) * (prior[i].astype(np.float32) + 1e-3)
-            p /= p.sum(-1, keepdims=True)
+            p = (p + 1e-3) * (prior[i].transpose(2, 0, 1).astype(np.float32) + 1e-3)
+            p /= p.sum(0)
         guide = cv2.cvtColor(frames[i], cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-        p = np.stack([guided(guide, p[..., c], 4, 2e-3) for c in range(4)], -1)
-        p = np.maximum(p, 1e-4)
-        out[i] = p / p.sum(-1, keepdims=True)
+        p = np.maximum(guided(guide, p, 4, 2e-3), 1e-4)
+        out[i] = (p / p.sum(0)).transpose(1, 2, 0)
 
-    for_frames(label, len(frames))
+    each(label, range(len(frames)))
     return out
 
 
@@ -156,39 +191,50 @@ def redecide_edges(probabilities: np.ndarray, model, features: Features, prior: 
             return
         kernel = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
         band = (cv2.dilate(inside.astype(np.uint8), kernel) > 0) & (cv2.erode(inside.astype(np.uint8), kernel) == 0)
-        f = features(i)[..., features.fine]
-        p = probabilities[i].astype(np.float32)
-        p[band] = torch.softmax(model(torch.from_numpy(f[band])), -1).numpy()
+        own = torch.softmax(model(torch.from_numpy(features.close(i)[band])), -1).numpy().T
         if prior is not None:
-            p[band] *= np.sqrt(prior[i][band].astype(np.float32) + 1e-3)
-            p[band] /= p[band].sum(-1, keepdims=True)
+            own = own * np.sqrt(prior[i][band].astype(np.float32) + 1e-3).T
+            own /= own.sum(0)
+        p = np.ascontiguousarray(probabilities[i].transpose(2, 0, 1), np.float32)
+        p[:, band] = own
         guide = cv2.cvtColor(features.frames[i], cv2.COLOR_RGB2GRAY).astype(np.float32) / 255
-        smooth = np.stack([guided(guide, p[..., c], 2, 1e-3) for c in range(4)], -1)
-        p = np.maximum(np.where(band[..., None], smooth, p), 1e-4)
-        probabilities[i] = p / p.sum(-1, keepdims=True)
+        p = np.maximum(np.where(band, guided(guide, p, 2, 1e-3), p), 1e-4)
+        probabilities[i] = (p / p.sum(0)).transpose(1, 2, 0)
 
-    for_frames(decide, len(probabilities))
+    each(decide, range(len(probabilities)))
 
 
-def guided(guide: np.ndarray, x: np.ndarray, r: int, eps: float) -> np.ndarray:
-    """Guided filter (He et al., TPAMI 2013, eq. 5-6 and 8)."""
+def guided(guide: np.ndarray, planes: np.ndarray, r: int, eps: float) -> np.ndarray:
+    """Guided filter (He et al., TPAMI 2013, eq. 5-6 and 8) of each plane (C,H,W) along the edges of `guide` (H,W)."""
     box = lambda a: cv2.blur(a, (2 * r + 1, 2 * r + 1))  # noqa: E731
-    mg, mx = box(guide), box(x)
-    a = (box(guide * x) - mg * mx) / (box(guide * guide) - mg * mg + eps)
-    return box(a) * guide + box(mx - a * mg)
+    mean = box(guide)
+    scatter = box(guide * guide) - mean * mean + eps
+    out = np.empty_like(planes)
+    for x, y in zip(planes, out, strict=True):
+        mx = box(x)
+        a = (box(guide * x) - mean * mx) / scatter
+        y[:] = box(a) * guide + box(mx - a * mean)
+    return out
 
 
-def samples(label: np.ndarray, f: np.ndarray, rng, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `per_class` pixels of each of the labels 0..3 in `label` (H,W): their features (N,D) of f (H,W,D), and
-    labels (N,)."""
-    xs, ys = [np.zeros((0, f.shape[-1]), np.float32)], [np.zeros(0, int)]
-    for c in range(4):
-        at = np.flatnonzero(label == c)
-        if len(at):
-            at = rng.choice(at, min(per_class, len(at)), replace=False)
-            xs.append(f.reshape(-1, f.shape[-1])[at])
-            ys.append(np.full(len(at), c))
-    return np.concatenate(xs), np.concatenate(ys)
+def sampled(
+    labels: list[np.ndarray], features: Features, rng: np.random.Generator, per_class: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """At most `per_class` pixels of each of the labels 0..3 in each frame's (H,W): their features (N,D), and labels
+    (N,)."""
+    rows, found = [], []
+    for label in labels:
+        flat = label.ravel()
+        at = [np.flatnonzero(flat == c) for c in range(4)]
+        at = [rng.choice(a, min(per_class, len(a)), replace=False) if len(a) else a for a in at]
+        rows.append(np.concatenate(at))
+        found.append(flat[rows[-1]])
+
+    def look(i: int) -> np.ndarray:
+        f = features(i)
+        return f.reshape(-1, f.shape[-1])[rows[i]]
+
+    return np.concatenate(each(look, range(len(labels)))), np.concatenate(found)
 
 
 def sure_labels(p: np.ndarray, least: float = 0.85) -> np.ndarray:

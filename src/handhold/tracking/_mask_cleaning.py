@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from ..parallel import each
 from ..scene import SIDES
 
 BACKGROUND, HAND, OBJECT, OTHER = range(4)
@@ -13,6 +14,7 @@ BONES = [
     *((0, 1), (1, 2), (2, 3), (3, 4), (0, 5), (5, 6), (6, 7), (7, 8), (5, 9), (9, 10), (10, 11), (11, 12)),
     *((9, 13), (13, 14), (14, 15), (15, 16), (13, 17), (17, 18), (18, 19), (19, 20), (0, 17)),
 ]  # of the 21 landmarks, OpenPose order, with the edges of the palm
+CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 MEMORY = 0.15
 """How much less a mask of the frame before tells than landmarks of this one, in sizes of the hand."""
 TRUSTED = 0.85
@@ -39,8 +41,8 @@ def clean(probabilities, features, hands, hand_size, share=None, sides_known=Fal
     typical_size = float(np.median([hand_size[s][0] for s in sides])) if sides else 0.3 * max(h, w)
     if share is not None and not sides_known:
         share = _named_as_landmarks(share, hands)
-    previous, skins, founds, tops = None, [], [], []
-    for i in range(n):
+
+    def plain(i: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], np.ndarray]:
         p = probabilities[i].astype(np.float32)
         label = p.argmax(-1).astype(np.uint8)
         d = features.foreground(i)
@@ -48,13 +50,15 @@ def clean(probabilities, features, hands, hand_size, share=None, sides_known=Fal
             BACKGROUND  # smoothing spreads labels a little past the edge: take that back
         )
         label = _absorb_islands(label, round(0.012 * typical_size**2))
-        skin = label == HAND
-        obj = _belonging(ndimage.binary_opening(label == OBJECT, iterations=1), skin, previous)
-        obj = ndimage.binary_fill_holes(ndimage.binary_closing(obj, iterations=2)) & ~skin
         found = {s: hands[s][0][i] for s in sides if hands[s][1][i] > 0.45 and np.isfinite(hands[s][0][i]).all()}
-        founds.append({s: q for s, q in found.items() if _mostly_on(skin, q)})
-        skins.append(skin)
-        tops.append(p.max(-1))
+        found = {s: q for s, q in found.items() if _mostly_on(label == HAND, q)}
+        return label, ndimage.binary_opening(label == OBJECT), found, p.max(-1)
+
+    labels, things, founds, tops = zip(*each(plain, range(n)), strict=True)
+    previous, skins = None, [label == HAND for label in labels]
+    for i, (label, skin) in enumerate(zip(labels, skins, strict=True)):
+        obj = _belonging(things[i], skin, previous)
+        obj = ndimage.binary_fill_holes(ndimage.binary_closing(obj, iterations=2)) & ~skin
         masks["object"][i] = obj
         masks["other"][i] = ~obj & ~skin & (label != BACKGROUND)
         previous = obj if obj.any() else previous
@@ -183,7 +187,8 @@ def _absorb_islands(label: np.ndarray, small: int) -> np.ndarray:
         for j in np.flatnonzero(size < small):
             box = tuple(slice(max(b.start - 3, 0), b.stop + 3) for b in boxes[j])
             m = comp[box] == j + 1
-            ring = label[box][ndimage.binary_dilation(m, iterations=2) & ~m]
+            # many and small: OpenCV is twenty times as quick at these as `ndimage`
+            ring = label[box][(cv2.dilate(m.astype(np.uint8), CROSS, iterations=2) > 0) & ~m]
             votes = np.bincount(ring, minlength=4)
             surround = votes.argmax() if votes.sum() else BACKGROUND
             if size[j] < 0.1 * small or votes[surround] > 0.75 * votes.sum():

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
+from ..parallel import each
 from ._mask_classifier import Features, chromaticity, sure_labels
 from ._mask_cleaning import BACKGROUND, BONES, HAND, OBJECT, OTHER, px
 
@@ -72,26 +73,26 @@ class Skin:
 
     def distance(self, frame: np.ndarray) -> np.ndarray:
         """(H,W) Mahalanobis distance of each pixel from skin."""
-        d = chromaticity(frame) - self.mean
-        return np.sqrt(np.einsum("...i,ij,...j->...", d, self.precision, d))
+        x, y = (chromaticity(frame) - self.mean).transpose(2, 0, 1)
+        (a, b), (c, e) = self.precision
+        return np.sqrt(x * a * x + x * b * y + y * c * x + y * e * y)
 
 
 def skin_color(frames, features, places) -> Skin | None:
     """The colour that is common on the hand and rare beside it. Landmarks alone do not tell: fingers behind an object
     are on the object's pixels.
     """
-    inside, outside = [], []
-    for i, place in enumerate(places):
-        if place is None or not place.complete:
-            continue
+
+    def look(i: int) -> tuple[np.ndarray, np.ndarray]:
+        place, c = places[i], chromaticity(frames[i])
         moving = (features.foreground(i) > 4.0) | ~features.known
-        c = chromaticity(frames[i])
-        inside.append(c[moving & (place.near <= 0)])
-        outside.append(c[moving & (place.near > 0.08) & ~place.behind & (place.reach < 1.2)])
-    if not inside or sum(map(len, inside)) < 500:
+        beside = moving & (place.near > 0.08) & ~place.behind & (place.reach < 1.2)
+        return c[moving & (place.near <= 0)], c[beside]
+
+    seen = each(look, [i for i, place in enumerate(places) if place is not None and place.complete])
+    if sum(len(on) for on, _ in seen) < 500:
         return None
-    inside = np.concatenate(inside)
-    outside = np.concatenate(outside)
+    inside, outside = (np.concatenate(c) for c in zip(*seen, strict=True))
     edges = np.linspace(-2.5, 2.5, 101)
     count = lambda x: ndimage.gaussian_filter(np.histogram2d(x[:, 0], x[:, 1], [edges, edges])[0], 1.2)  # noqa: E731
     a, b = count(inside), count(outside)

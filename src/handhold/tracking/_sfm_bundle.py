@@ -13,6 +13,8 @@ from scipy import sparse
 from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.transform import Rotation
 
+from ..parallel import cores, each
+
 PIXELS = 2.5  # an observation fits when it is this close
 MIN_ANGLE = np.radians(2.0)  # smallest angle between rays that makes a point
 
@@ -54,19 +56,20 @@ def triangulate(poses: np.ndarray, t: Tracks) -> tuple[np.ndarray, np.ndarray]:
     used = is_registered(poses)[t.frame]
     row = np.flatnonzero(used)
     P, id_, x = poses[t.frame[row]], t.track[row], t.x[row]
-    a = x[:, :, None] * P[:, 2:3, :] - P[:, :2, :]  # (N,2,4)
+    a = np.ascontiguousarray((x[:, :, None] * P[:, 2:3, :] - P[:, :2, :]).transpose(1, 2, 0))  # (2,4,N)
     weight, n = np.ones(len(row)), t.count
     X = np.full((n, 3), np.nan)
     error = np.full(len(t.frame), np.inf)
     seen = np.bincount(id_, minlength=n) >= 2
     if not seen.any():
         return X, error
+    sums = np.zeros((n, 4, 4))
     for _ in range(4):
-        ata = np.einsum("nij,nik->njk", a * weight[:, None, None], a)
-        sums = np.stack([np.bincount(id_, ata[:, i, j], minlength=n) for i in range(4) for j in range(4)], -1).reshape(
-            n, 4, 4
-        )
-        v = np.linalg.eigh(sums[seen])[1][..., 0]
+        (b0, b1), (a0, a1) = a * weight, a
+        for i in range(4):
+            for j in range(i + 1):  # `eigh` looks at the lower half
+                sums[:, i, j] = np.bincount(id_, b0[i] * a0[j] + b1[i] * a1[j], minlength=n)
+        v = np.concatenate(each(lambda k: np.linalg.eigh(k)[1][..., 0], np.array_split(sums[seen], cores())))
         with np.errstate(divide="ignore", invalid="ignore"):
             X[seen] = v[:, :3] / v[:, 3:]
         e, depth = errors(P, X[id_], x, t.focal)
@@ -151,6 +154,7 @@ def adjust(
     rows = np.repeat(np.arange(2 * n).reshape(n, 2, 1), 6, 2)
     cols_a = np.broadcast_to(6 * c[:, None, None] + np.arange(6), (n, 2, 6))
     cols_b = np.broadcast_to(3 * p[:, None, None] + np.arange(3), (n, 2, 3))
+    halves = [slice(k[0], k[-1] + 1) for k in np.array_split(np.arange(6 * nc), min(cores(), nc))]
     for _ in range(rounds):
         w = np.sqrt(1 / (1 + (r**2).sum(1) / scale**2))[:, None]
         iz = t.focal / z[:, 2]
@@ -179,7 +183,7 @@ def adjust(
                 (np.linalg.inv(Vd), np.arange(npt), np.arange(npt + 1)), shape=(3 * npt, 3 * npt)
             ).tocsr()
             WV = W @ Vi
-            S = U - (WV @ W.T).toarray()
+            S = U - np.concatenate(each(lambda k, WV=WV, W=W: (WV[k] @ W.T).toarray(), halves))
             S[np.diag_indices(6 * nc)] += damp * np.diag(U) + 1e-9
             try:
                 da = cho_solve(cho_factor(S), ga - WV @ gb)

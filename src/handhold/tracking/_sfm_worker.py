@@ -1,9 +1,11 @@
 """pycolmap in a process of its own: `python -m handhold.tracking._sfm_worker WORKDIR`.
 
 OpenCV 5 and pycolmap loaded together have aborted, so `sfm.py` never imports pycolmap; the two meet in `job.npz`,
-`job.json` (in) and `models.npz` (out). One thread and fixed seeds: the same job gives the same numbers. The settings
-are those measured to work: doubled images, low contrast threshold, guided matching, neighbours in time only (look-alike
-faces matched across a clip bend the model by 28 degrees and look like a success), intrinsics fixed.
+`job.json` (in), `tracks.npz` (in, made while images are matched: a line on stdin says that it is there) and
+`models.npz` (out). Images and pairs of them are shared out over the cores, mapping has one thread, and seeds are
+fixed: the same job gives the same numbers. The settings are those measured to work: doubled images, low contrast
+threshold, guided matching, neighbours in time only (look-alike faces matched across a clip bend the model by 28 degrees
+and look like a success), intrinsics fixed.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import pycolmap
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from handhold.parallel import cores, each
 from handhold.scene import load_npz, save_npz
 
 
@@ -29,22 +33,25 @@ def extract(job: dict, cfg: dict) -> tuple[list[np.ndarray], list]:
     o.sift.peak_threshold = cfg["peak_threshold"]
     o.sift.max_num_features = cfg["max_features"]
     o.sift.first_octave = 0  # the crop is doubled already
-    extractor = pycolmap.FeatureExtractor.create(o, pycolmap.Device.cpu)
-    s, points, descriptors = cfg["upsample"], [], []
-    for f, (x0, y0) in enumerate(job["corner"]):
+    s, local = cfg["upsample"], threading.local()
+
+    def look(f: int) -> tuple[np.ndarray, pycolmap.FeatureDescriptors | None]:
+        if not hasattr(local, "extractor"):
+            local.extractor = pycolmap.FeatureExtractor.create(o, pycolmap.Device.cpu)
         kp, de = np.zeros((0, 4), np.float32), None
         if f"image{f}" in job:
-            found, data = extractor.extract_from_uint8_array(np.ascontiguousarray(job[f"image{f}"]))
+            found, data = local.extractor.extract_from_uint8_array(np.ascontiguousarray(job[f"image{f}"]))
             found = np.asarray(pycolmap.keypoints_to_matrix(found), np.float32)
             mask = job[f"mask{f}"]
             if len(found):
                 ij = np.clip((found[:, :2] / s).astype(int), 0, np.array(mask.shape)[::-1] - 1)
                 keep = mask[ij[:, 1], ij[:, 0]]
                 kp, de = found[keep], pycolmap.FeatureDescriptors(data.type, np.ascontiguousarray(data.data[keep]))
-                kp[:, :2] += s * np.array([x0, y0], np.float32)
-        points.append(kp)
-        descriptors.append(de)
-    return points, descriptors
+                kp[:, :2] += s * job["corner"][f].astype(np.float32)
+        return kp, de
+
+    points, descriptors = zip(*each(look, range(len(job["corner"]))), strict=True)
+    return list(points), list(descriptors)
 
 
 def two_view_options(seed: int) -> pycolmap.TwoViewGeometryOptions:
@@ -76,9 +83,9 @@ def fill_database(db: pycolmap.Database, cfg: dict, points: list[np.ndarray], de
 def match_sift(path: Path, cfg: dict) -> None:
     """Guided matching of frames at most `overlap` apart."""
     m = pycolmap.FeatureMatchingOptions()
-    m.num_threads, m.use_gpu, m.guided_matching = 1, False, True
+    m.num_threads, m.use_gpu, m.guided_matching = cores(), False, True
     p = pycolmap.SequentialPairingOptions()
-    p.overlap, p.quadratic_overlap, p.loop_detection, p.num_threads = cfg["overlap"], False, False, 1
+    p.overlap, p.quadratic_overlap, p.loop_detection, p.num_threads = cfg["overlap"], False, False, cores()
     pycolmap.match_sequential(path, m, p, two_view_options(cfg["seed"]), pycolmap.Device.cpu)
 
 
@@ -114,9 +121,15 @@ def verify(pairs: dict, points: list[np.ndarray], path: Path, cfg: dict) -> dict
         fill_database(db, cfg, points, [None] * len(points))
         camera = db.read_camera(1)
         xy = [p.astype(np.float64) for p in points]
-        for (a, b), m in pairs.items():
+
+        def explain(pair: tuple[int, int]) -> pycolmap.TwoViewGeometry:
+            a, b = pair
+            return pycolmap.estimate_calibrated_two_view_geometry(
+                camera, xy[a], camera, xy[b], pairs[pair].astype(np.uint32), o
+            )
+
+        for ((a, b), m), g in zip(pairs.items(), each(explain, pairs), strict=True):
             m = m.astype(np.uint32)
-            g = pycolmap.estimate_calibrated_two_view_geometry(camera, xy[a], camera, xy[b], m, o)
             if len(g.inlier_matches) >= cfg["min_matches"]:
                 db.write_matches(a + 1, b + 1, m)
                 db.write_two_view_geometry(a + 1, b + 1, g)
@@ -195,6 +208,9 @@ def main(workdir: Path) -> None:
         fill_database(db, cfg, points, descriptors)
     match_sift(base, cfg)
     clock = lap("match", clock)
+    if not sys.stdin.readline():
+        return  # whom this is for is gone
+    job |= load_npz(workdir / "tracks.npz")
     pairs = candidate_pairs(job, cfg, base, [len(p) for p in points])
     flow = [s * job["track_xy"][job["track"][:, 0] == f] for f in range(len(points))]
     points = [np.concatenate([p[:, :2], q]).astype(np.float32) for p, q in zip(points, flow, strict=True)]

@@ -8,6 +8,8 @@ probabilities; the clip's own classifier learns again from the seeds that both s
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -15,6 +17,9 @@ from scipy.special import ndtr
 
 from ..kernels.raster import depth_image
 from ..scene import SIDES, Mesh, Sequence
+
+if TYPE_CHECKING:
+    from .masks import Look
 
 OBJECT_SIGMA = 2.5  # pixels (at 512 wide) by which the first surface's outline may be off
 HAND_SIGMA = 0.008  # metres by which a tracked hand may be off
@@ -113,11 +118,12 @@ def relabel(
     probabilities: np.ndarray | None = None,
     seed: int = 0,
     progress=None,
+    look: Look | None = None,
 ) -> Sequence:
     """`sequence` with its masks made anew by `masks.segment`, helped by `model_prior`; see there for the arguments.
 
     probabilities: the segmenter's (F,5,h,w), as `prepare` keeps them; None: the masks of `sequence` stand
-    in for them. Deterministic for a seed.
+    in for them. look: `masks.look_at` of the sequence, if done already. Deterministic for a seed.
     """
     from .masks import WORK_SIDE, segment
 
@@ -129,7 +135,7 @@ def relabel(
     say(0.0, "where the models are")
     seen = of_masks(sequence) if probabilities is None else probabilities
     prior = fused(model_prior(size, K, hands, mesh, cam_from_object), seen)
-    return segment(sequence, lambda part, what: say(0.2 + 0.8 * part, what), seed, prior, sides_known=True)
+    return segment(sequence, lambda part, what: say(0.2 + 0.8 * part, what), seed, prior, True, look)
 
 
 def _right_share(away: dict[str, np.ndarray], hands, unit: float, shape) -> np.ndarray:

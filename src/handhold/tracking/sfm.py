@@ -1,6 +1,6 @@
 """Structure from motion on a handled object: the camera-from-object pose of every frame, up to one global scale.
 
-1. Flow tracks (`_sfm_flow`) and SIFT (`_sfm_worker`, pycolmap in its own process) match neighbours in time.
+1. Flow tracks (`_sfm_flow`) and SIFT (`_sfm_worker`, pycolmap in its own process) match neighbours in time, at once.
 2. pycolmap maps them into one or several sub-models, once with the object's pixels alone and once with the hand's too:
    during a stable grasp the hand is rigid with the object and its pixels are texture.
 3. `_sfm_refine` cuts sub-models where neighbours disagree, merges them in time order, registers the remaining frames by
@@ -11,11 +11,12 @@ The same input and seed give the same output.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -105,6 +106,7 @@ def structure_from_motion(
     loops: bool = True,
     merging: bool = True,
     times: np.ndarray | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> SfmResult:
     """Poses of the object in `masks` over a clip; frames that cannot be placed are marked, never guessed.
 
@@ -112,7 +114,8 @@ def structure_from_motion(
     as extra texture and kept when more frames agree; K (3,3) pixels, held fixed; times (F,) of the frames, evenly by
     default. `workdir` holds what passes to and
     from pycolmap. loops: let descriptors close loops and join sub-models that no track joins; merging: join sub-models
-    and place single frames against them (the largest sub-model alone otherwise). When nothing registers everything is
+    and place single frames against them (the largest sub-model alone otherwise). meanwhile: called while pycolmap maps,
+    for which it has one core. When nothing registers everything is
     unregistered, with reasons, and no error is raised.
     """
     tell = progress or (lambda share, text: None)
@@ -122,10 +125,12 @@ def structure_from_motion(
     region = masks if hand_masks is None else masks | hand_masks
     tell(0.0, "following flow")
     grey = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames])
-    rows, xy = flow_tracks(grey, region, tick=lambda s: tell(0.25 * s, "following flow"))
     regions = ["object"] if hand_masks is None else ["object", "both"]
-    tell(0.25, "matching and mapping")
-    note = _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeout)
+    _write_job(workdir, grey, masks, region, K, regions, seed)
+    with _worker(workdir) as worker:
+        rows, xy = flow_tracks(grey, region, tick=lambda s: tell(0.25 * s, "following flow"))
+        tell(0.25, "matching and mapping")
+        note = _finish(worker, workdir, {"track": rows, "track_xy": xy}, meanwhile, timeout)
     path = workdir / "models.npz"
     if note or not path.is_file():
         return nothing(count, note or "structure from motion left no result", ())
@@ -199,9 +204,8 @@ def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int, cuts: list[int]) ->
     )
 
 
-def _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeout) -> str:
-    """Write the job, run pycolmap on it; returns an empty text, or what went wrong."""
-    job = {"corner": np.zeros((len(grey), 2), np.int64), "track": rows, "track_xy": xy}
+def _write_job(workdir, grey, masks, region, K, regions, seed) -> None:
+    job = {"corner": np.zeros((len(grey), 2), np.int64)}
     for f, g in enumerate(grey):
         y, x = np.nonzero(region[f])
         if len(x) < MIN_PIXELS:
@@ -223,29 +227,42 @@ def _run_worker(workdir, grey, masks, region, rows, xy, K, regions, seed, timeou
         "size": [w * UPSAMPLE, h * UPSAMPLE],
         "camera": [float(v) * UPSAMPLE for v in (K[0, 0], K[1, 1], K[0, 2], K[1, 2])],
     }
-    (workdir / "models.npz").unlink(missing_ok=True)
+    for name in ("tracks.npz", "models.npz"):
+        (workdir / name).unlink(missing_ok=True)
     save_npz(workdir / "job.npz", job)
     (workdir / "job.json").write_text(json.dumps(cfg, indent=1))
+
+
+@contextlib.contextmanager
+def _worker(workdir: Path) -> Iterator[subprocess.Popen]:
+    """pycolmap at work on the job in `workdir`; killed at the end, if it still runs."""
     source = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(p for p in (source, os.environ.get("PYTHONPATH")) if p)
     # one thread: a sum whose order changes between runs changes the poses
     env = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": path}
+    command = [sys.executable, "-m", "handhold.tracking._sfm_worker", str(workdir)]
+    with (workdir / "worker.log").open("w") as log:
+        worker = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
+        with worker:
+            try:
+                yield worker
+            finally:
+                worker.kill()
+
+
+def _finish(worker: subprocess.Popen, workdir: Path, tracks: dict[str, np.ndarray], meanwhile, timeout: float) -> str:
+    """Hand the flow tracks to the worker and wait; returns an empty text, or what went wrong."""
+    save_npz(workdir / "tracks.npz", tracks)
+    with contextlib.suppress(BrokenPipeError):  # of a worker that has failed; its code tells
+        worker.stdin.write("tracks\n")
+        worker.stdin.flush()
+    meanwhile()
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "handhold.tracking._sfm_worker", str(workdir)],
-            env=env,
-            timeout=timeout,
-            capture_output=True,
-            text=True,
-        )
+        worker.wait(timeout)
     except subprocess.TimeoutExpired:
         return f"structure from motion took more than {timeout:.0f} s"
-    (workdir / "worker.log").write_text(done.stdout + done.stderr)
-    return (
-        f"structure from motion stopped with code {done.returncode}; see {workdir / 'worker.log'}"
-        if done.returncode
-        else ""
-    )
+    code = worker.returncode
+    return f"structure from motion stopped with code {code}; see {workdir / 'worker.log'}" if code else ""
 
 
 def _solve(
