@@ -5,7 +5,7 @@ import torch
 
 from handhold import kernels
 from handhold.kernels.ssim import twin
-from handhold.losses import l1, l2, photometric, psnr, ssim
+from handhold.losses import l1, l2, photometric, psnr, ssim, ssim_within
 
 compiled = pytest.mark.skipif(not kernels.available(), reason=f"no compiled kernels: {kernels.why_unavailable()}")
 BACKENDS = [pytest.param("cpu", marks=compiled), "torch"]
@@ -82,6 +82,17 @@ def test_ssim_same_bits_for_any_thread_count(images):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
+
+
+def test_ssim_within_is_that_of_the_pixels_in_question_alone():
+    g = torch.Generator().manual_seed(3)
+    x, y = torch.rand(2, 24, 20, 3, generator=g)
+    where = torch.zeros(24, 20, dtype=torch.bool)
+    assert ssim_within(x, y, ~where).item() == pytest.approx(ssim(x, y).item(), abs=1e-6)
+    where[4:15, 6:18] = True
+    same = torch.where(where[..., None], x, y)
+    assert ssim_within(x, same, where).item() == pytest.approx(1, abs=1e-6)
+    assert ssim_within(x, y, where) < ssim(*(p * where[..., None] for p in (x, y)))  # which counts the black as alike
 
 
 def test_weighted_means():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernels.ssim import ssim_mean
+from .kernels.ssim import ssim_map, ssim_mean
 from .render.depth import normals_from_depth
 
 
@@ -35,6 +35,16 @@ def ssim(x: Tensor, y: Tensor, backend: str | None = None) -> Tensor:
     if x.ndim == 3 and x.shape[-1] == 3:
         x, y = x.permute(2, 0, 1), y.permute(2, 0, 1)
     return ssim_mean(x, y, backend)
+
+
+def ssim_within(x: Tensor, y: Tensor, where: Tensor) -> Tensor:
+    """Mean SSIM of the pixels `where` (H,W) bool of two images (H,W,3), both black elsewhere.
+
+    The mean of Wang et al.'s map over the pixels in question: the whole image's would count the background as alike.
+    """
+    sure = where[..., None].to(x)
+    both = ssim_map((x * sure).permute(2, 0, 1), (y * sure).permute(2, 0, 1))
+    return both[:, where].mean()
 
 
 def photometric(x: Tensor, y: Tensor, ssim_weight: float = 0.2, backend: str | None = None) -> Tensor:

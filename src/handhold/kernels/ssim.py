@@ -39,6 +39,11 @@ def _triton():
 
 def twin(x: Tensor, y: Tensor) -> Tensor:
     """The same in plain torch: the specification of csrc/ssim_isa.h."""
+    return ssim_map(x, y).mean()
+
+
+def ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """(C,H,W) SSIM of the windows around each pixel, in plain torch."""
     t = torch.arange(11, dtype=x.dtype, device=x.device) - 5
     t = torch.exp(-t * t / 4.5)
     t = t / t.sum()
@@ -51,7 +56,7 @@ def twin(x: Tensor, y: Tensor) -> Tensor:
 
     p, q = blur(x), blur(y)
     xx, yy, xy = blur(x * x) - p * p, blur(y * y) - q * q, blur(x * y) - p * q
-    return ((2 * p * q + C1) * (2 * xy + C2) / ((p * p + q * q + C1) * (xx + yy + C2))).mean()
+    return (2 * p * q + C1) * (2 * xy + C2) / ((p * p + q * q + C1) * (xx + yy + C2))
 
 
 def _value_and_grad(x: Tensor, y: Tensor) -> tuple[float, Tensor]:

@@ -40,7 +40,8 @@ class Explicit(nn.Module):
     def groups(self) -> list[dict]:
         """For Adam; steps are without units, see `Free`."""
         looks = [self.color, self.opacity]
-        groups = [(looks, 0.05), ([self.offset], 0.02), ([self.size, self.spin], 0.01)]
+        still = 1 if self.bones is None else 1 / 3  # hands' poses are found along: discs should not explain them
+        groups = [(looks, 0.05), ([self.offset], 0.06 * still), ([self.size, self.spin], 0.03 * still)]
         if self.bones is not None:
             groups.append(([self.bones], 0.02))
         return [{"params": p, "lr": lr} for p, lr in groups]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..geometry.rigid import quat_from_matrix, quat_multiply
-from ..losses import ssim
+from ..losses import ssim_within
 from ..render import Splatted, splat
 from ..shapes.gaussians import Gaussians, concatenate
 from ..shapes.sdf_fit import shading
@@ -159,7 +159,7 @@ class Score:
     psnr: float  # dB, pixels labelled object or hand
     psnr_object: float  # dB, the object's pixels alone
     psnr_hands: float
-    ssim: float  # of the labelled pixels on black
+    ssim: float  # mean over the labelled pixels, all others black
     iou: float  # object's visible mask against its label
     frames: int
 
@@ -185,8 +185,7 @@ def score(views: list[View], s: Subjects, held_out: bool = True) -> Score:
             error[name][0] += float(e[where].sum())
             error[name][1] += int(where.sum())
         if body.any():
-            sure = body[..., None].float()
-            similar.append(1 - float(1 - ssim(color * sure, v.image * sure)) / float(sure.mean()))
+            similar.append(float(ssim_within(color, v.image, body)))
         if v.has_object:
             seen, want, known = shares[..., OBJECT] > 0.5, v.target > 0.5, v.known > 0
             inter += float((seen & want & known).sum())
