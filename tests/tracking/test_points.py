@@ -39,7 +39,7 @@ def seen_points(count: int, poses: np.ndarray, noise: float = 0.0, seed: int = 0
 
 
 def test_points_lie_on_the_surface_and_look_at_their_cameras():
-    poses = around(14, 0.3)
+    poses = around(40, 0.3)
     t, _ = seen_points(300, poses, noise=0.2)
     found = surface_points(t, poses, WIDTH)
     r = found.position.norm(dim=1)
@@ -49,7 +49,7 @@ def test_points_lie_on_the_surface_and_look_at_their_cameras():
 
 
 def test_too_few_points_and_unknown_poses_are_none():
-    poses = around(14, 0.3)
+    poses = around(40, 0.3)
     t, _ = seen_points(20, poses)
     assert surface_points(t, poses, WIDTH) is None
     t, _ = seen_points(300, poses)
@@ -57,7 +57,7 @@ def test_too_few_points_and_unknown_poses_are_none():
 
 
 def test_a_track_that_jumps_makes_no_point():
-    poses = around(14, 0.3)
+    poses = around(40, 0.3)
     t, _ = seen_points(300, poses)
     wrong = t.track % 3 == 0
     t.x[wrong] += 30 / K[0, 0] * np.random.default_rng(1).normal(size=(wrong.sum(), 2))
@@ -72,7 +72,7 @@ def ball(radius: float, R: int = 32, side: float = 0.16) -> SdfGrid:
 
 
 def rays_to_the_ball() -> SurfacePoints:
-    poses = around(14, 0.3)
+    poses = around(40, 0.3)
     return surface_points(seen_points(800, poses)[0], poses, WIDTH)
 
 
@@ -94,7 +94,7 @@ def test_rays_carve_what_stands_before_the_points():
 
 def test_corners_of_a_turning_box_are_followed_to_its_surface():
     camera = {"K": np.diag([4.0, 4.0, 1.0]) @ K, "width": 4 * WIDTH, "height": 4 * HEIGHT}
-    turn = np.radians(5.0) * np.arange(8)
+    turn = np.radians(4.0) * np.arange(12)
     poses = np.stack([looking(0.3 * np.array([np.cos(a), np.sin(a), 0.4])) for a in turn])
     depth = np.stack([box_depth(p, HALF, **camera) for p in poses])
     frames = np.stack([colored(p, d, pattern, **camera) for p, d in zip(poses, depth, strict=True)])
@@ -102,7 +102,7 @@ def test_corners_of_a_turning_box_are_followed_to_its_surface():
     x = surface_points(follow(obs), poses, camera["width"]).position.numpy()
     q = np.abs(x) - HALF
     d = np.abs(np.linalg.norm(np.maximum(q, 0), axis=1) + np.minimum(q.max(1), 0))
-    assert len(x) > 100 and np.median(d) < 0.001 and np.quantile(d, 0.9) < 0.003
+    assert len(x) > 60 and np.median(d) < 0.001 and np.quantile(d, 0.9) < 0.003
 
 
 def test_space_that_frames_see_past_is_empty():

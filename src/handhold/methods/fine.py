@@ -17,12 +17,14 @@ from ..shapes.mirror import complete, mirrors, vertex_areas
 from ..shapes.sdf import nodes, open_thin, surface
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
+from ..tracking.bootstrap import silhouette_iou
 from ..tracking.object import ObjectField, beside, free_space, refine_object
 from ..tracking.symmetry import Ambiguity, ambiguities, colour_noise
 from .placing import Placing, prune
 
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
 THIN_FINE = 0.0035  # metres: half the thickness below which leftovers beside a hand are removed
+WORSE = 0.01  # IoU with the masks that a completion may cost
 THIN_UNSEEN = 0.008  # metres: likewise, where no frame saw the surface
 
 
@@ -97,10 +99,10 @@ def finished(
     if not planes:
         return Finished(grid, fair_hidden(mesh), notes)
     whole, filled = complete(grid, mesh, planes, outside, start.solids)
-    mesh, _ = surface(whole)
-    if not len(mesh.faces):
-        return Finished(grid, None, notes)
-    mesh = colour(mesh)
+    if fits_outlines(whole, start, poses) < fits_outlines(grid, start, poses) - WORSE:
+        notes.append("unseen surface was not completed from its mirror image: the outlines contradict that")
+        return Finished(grid, fair_hidden(mesh), notes)
+    mesh = colour(surface(whole)[0])
     at = ((mesh.vertices - whole.lo.numpy()) / whole.h).round().astype(int).clip(0, whole.R - 1)
     known = filled[at[:, 0], at[:, 1], at[:, 2]] > 0.5
     off = ", ".join(f"{1e3 * m.error:.1f}" for m in planes)
@@ -110,6 +112,15 @@ def finished(
         f"{len(planes)} plane{'s' * (len(planes) > 1)}; where both sides are seen they agree within {off} mm"
     )
     return Finished(whole, fair_hidden(mesh, known=known), notes)
+
+
+def fits_outlines(grid: SdfGrid, start: Placing, poses: np.ndarray, most: int = 10) -> float:
+    """Mean IoU of the rendered surface with the object's masks over up to `most` frames."""
+    known = np.flatnonzero(np.isfinite(poses[:, 0, 0]) & (start.weight > 0.3) & start.obs.inside.any((1, 2)))
+    if not len(known):
+        return 0.0
+    known, small = known[np.unique(np.linspace(0, len(known) - 1, most).astype(int))], start.obs.scaled(0.25)
+    return float(np.mean([silhouette_iou(grid, small, int(i), poses[i]) for i in known]))
 
 
 def clear_pixels(sequence: Sequence, start: Placing) -> np.ndarray:

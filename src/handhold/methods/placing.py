@@ -146,9 +146,11 @@ def seen_where_held(
     if not by_hand.any() or not len(known):
         return out
     small = obs.scaled(0.25)
-    typical = np.median([silhouette_iou(field, small, int(i), placed[i]) for i in known[:: max(1, len(known) // 8)]])
+    typical = np.median(
+        [silhouette_iou(field.grid, small, int(i), placed[i]) for i in known[:: max(1, len(known) // 8)]]
+    )
     for i in np.flatnonzero(by_hand):
-        out[i] = silhouette_iou(field, small, int(i), guess[i]) > AGREES * typical
+        out[i] = silhouette_iou(field.grid, small, int(i), guess[i]) > AGREES * typical
     return out
 
 
@@ -184,5 +186,7 @@ def carry(side: str, h, before: np.ndarray, after: np.ndarray, new: np.ndarray):
 def prune(grid: SdfGrid, solids: list[HandSolid], radius: float, reach: float = 0.03) -> None:
     """Remove thin leftovers within `reach` (metres) of the hands; see `open_thin`."""
     for solid in solids:
-        near = solid.distance(nodes(grid)).reshape(grid.R, grid.R, grid.R) < reach
+        inside = grid.data[..., 0].numpy() < 0
+        near = np.zeros(inside.shape, bool)
+        near[inside] = solid.distance(nodes(grid)[inside.ravel()]) < reach
         open_thin(grid, near, radius)

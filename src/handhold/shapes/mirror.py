@@ -25,12 +25,13 @@ from .texture import vertex_normals
 MOST = 3  # planes, about perpendicular to each other
 SHARED = 0.2  # of the seen surface that a reflection must bring onto seen surface
 OFF = {0.5: 0.025, 0.8: 0.045}  # quantile: of the object's half diagonal that reflected surface may be off there
-STANDS_OUT = 0.12, 0.06  # of the half diagonal: so far off is a handle, not an error; share of the surface that may be
-ENDS = 0.25, 0.01  # of the points that face along the normal, which alone tell the offset: share amiss, and least share
-TURNED = 0.25  # share of the reflected surface that may face elsewhere than what it lies on
-INTRUDES = 0.05  # share that may stand in space that is seen to be empty
+STANDS_OUT = 0.12  # of the half diagonal: so far off is a handle, not an error
+AMISS = 0.06  # share of the surface that may stand out or face across what it comes to lie on, seen or not
+ENDS = 0.25, 0.01  # likewise of the points that face along the normal, which tell the offset; and their least share
+INTRUDES = 0.03  # share that may stand in space that is seen to be empty
 CLEARANCE = 0.002  # metres: masks are not exact
 EDGE, SURE = 0.002, 0.008  # metres from unseen surface at which seen surface begins to count, and counts wholly
+REACH = 0.3  # of the half diagonal: so far from the surface that is there its completion may lie
 _COSINE = 0.25  # of two planes that are about perpendicular
 
 Space = Callable[[np.ndarray], np.ndarray]  # points (N,3) -> metres (N,) outside what frames allow; 0 or less: inside
@@ -146,13 +147,11 @@ class _Search:
         if seen.mean() < SHARED:
             return None
         ends = np.abs(self.facing @ normal) > 0.7
-        amiss = (np.abs(distance) > STANDS_OUT[0] * self.size) | (cosine < 0.3)
-        if ends.mean() < ENDS[1] or amiss[ends].mean() > ENDS[0]:
+        amiss = (np.abs(distance) > STANDS_OUT * self.size) | (cosine < 0.3)
+        if amiss.mean() > AMISS or ends.mean() < ENDS[1] or amiss[ends].mean() > ENDS[0]:
             return None
         off = np.abs(distance[seen])
         if any(np.quantile(off, q) > bar * self.size for q, bar in OFF.items()):
-            return None
-        if (off > STANDS_OUT[0] * self.size).mean() > STANDS_OUT[1] or (cosine[seen] < 0.7).mean() > TURNED:
             return None
         if (~seen).any() and (outside(y[~seen]) > 2 * CLEARANCE).mean() > INTRUDES:
             return None
@@ -170,10 +169,11 @@ def complete(
     out = SdfGrid(grid.data, grid.lo, grid.h)
     redistance(out)
     sure, tree = trust(mesh), cKDTree(mesh.vertices)
-    x = nodes(out)
-    own = sure[tree.query(x, workers=-1)[1]]
-    open_ = np.flatnonzero(own < 1)
-    x, own = x[open_], own[open_]
+    near = out.data[..., 0].abs().numpy().ravel() < REACH * np.linalg.norm(np.ptp(mesh.vertices, axis=0)) / 2
+    open_ = np.flatnonzero(near)
+    own = sure[tree.query(nodes(out)[open_], workers=-1)[1]]
+    open_, own = open_[own < 1], own[own < 1]
+    x = nodes(out)[open_]
     best, total, value = np.zeros(len(x)), np.full(len(x), 1e-12), np.zeros(len(x))
     for count in range(1, len(planes) + 1):
         for chosen in combinations(planes, count):

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 
 from ..geometry.rigid import so3_exp, so3_log
+from ..kernels.grid import SdfGrid
 from ..shapes.sdf_fit import SdfFitConfig, Stage, object_rays, render_band
-from .object import ObjectField, Observations, refine_object
+from .object import Observations, refine_object
 
 HELD_OUT = 5  # every fifth frame takes no part in the shape that judges
 GAIN = 0.01  # of IoU on held-out frames that a step must bring
@@ -99,10 +100,10 @@ def held_out_iou(obs: Observations, poses: np.ndarray, usable: np.ndarray, weigh
     if not len(out) or np.isfinite(rest[:, 0, 0]).sum() < 3:
         return 0.0
     field = refine_object(obs, rest, weight, _JUDGE, SdfFitConfig(pose_lr=0.0, hidden=0.05, rays=2048, seed=seed))
-    return float(np.mean([silhouette_iou(field, obs.scaled(0.25), int(i), poses[i]) for i in out]))
+    return float(np.mean([silhouette_iou(field.grid, obs.scaled(0.25), int(i), poses[i]) for i in out]))
 
 
-def silhouette_iou(field: ObjectField, obs: Observations, i: int, pose: np.ndarray) -> float:
+def silhouette_iou(grid: SdfGrid, obs: Observations, i: int, pose: np.ndarray) -> float:
     """IoU of the rendered object with the mask of frame i; pixels that may hide the object do not count."""
     told = ~obs.unsure(i)
     y, x = np.nonzero(told)
@@ -113,6 +114,6 @@ def silhouette_iou(field: ObjectField, obs: Observations, i: int, pose: np.ndarr
     limit = torch.full((len(d),), float("inf"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        _, acc, _ = render_band(field.grid, o, d, limit, 0.75 * field.grid.h, 16, generator)
+        _, acc, _ = render_band(grid, o, d, limit, 0.75 * grid.h, 16, generator)
     drawn, mask = acc.numpy() > 0.5, obs.inside[i][y, x]
     return float((drawn & mask).sum() / max((drawn | mask).sum(), 1))

@@ -17,11 +17,11 @@ from . import _sfm_bundle as bundle
 from ._sfm_flow import flow_tracks
 from .object import Observations
 
-FITS = 1.5, 0.003  # pixels, and share of the picture's width: an observation this close to its point fits
-LEAST = 4  # frames that a point must fit
-SHARE = 0.7  # of a point's frames that must fit it
-ANGLE = np.radians(8.0)  # between the rays to a point, at least
-FEW = 50  # points, below which they are not used
+FITS = 1.0, 0.002  # pixels, and share of the picture's width: an observation this close to its point fits
+LEAST = 5  # frames that a point must fit
+SHARE = 0.8  # of a point's frames that must fit it
+ANGLE = np.radians(15.0)  # between the rays to a point, at least
+FEW = 30  # points, below which they are not used
 
 
 def follow(obs: Observations) -> bundle.Tracks:
