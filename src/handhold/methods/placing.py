@@ -30,6 +30,7 @@ AGREES = 0.5  # of the placed frames' silhouette IoU, for a pose from the hand t
 HELD = 0.3  # confidence of a pose from the hand that the outline agrees with
 HAND_MARGIN = 0.006  # metres a tracked hand may be off: only deeper inside it is surely no object
 IN_FRONT = 0.004  # metres: a hand this much behind the object's first surface may still be in front of the true one
+COARSE_POINTS = 0.1  # `SdfFitConfig.points` of the coarse surface, which has the way from the hull to go
 THIN_COARSE = 0.006  # metres: half the thickness below which leftovers beside a hand are removed
 
 
@@ -102,9 +103,8 @@ def place(
     # (Poses stay for now: a coarse grid blurs the print they hang on.)
     corners, width = follow(obs), sequence.size[0]
     points = surface_points(corners, poses, width)
-    coarse = refine_object(
-        obs, poses, weight, COARSE, replace(config, pose_lr=0.0), solids=solids, points=points, progress=part(0.2, 0.8)
-    )
+    first = replace(config, pose_lr=0.0, points=COARSE_POINTS)
+    coarse = refine_object(obs, poses, weight, COARSE, first, solids=solids, points=points, progress=part(0.2, 0.8))
     placed, error = coarse.cam_from_object, np.full(len(sequence), np.nan)
     if registration:
         placed, error = register_missing(

@@ -26,7 +26,7 @@ MOST = 3  # planes, about perpendicular to each other
 SHARED = 0.2  # of the seen surface that a reflection must bring onto seen surface
 OFF = {0.5: 0.025, 0.8: 0.045}  # quantile: of the object's half diagonal that reflected surface may be off there
 STANDS_OUT = 0.12  # of the half diagonal: so far off is a handle, not an error
-AMISS = 0.06  # share of the surface that may stand out or face across what it comes to lie on, seen or not
+AMISS = 0.06, 0.1  # share that may stand out or face across what it comes to lie on: seen surface, and all
 ENDS = 0.25, 0.01  # likewise of the points that face along the normal, which tell the offset; and their least share
 INTRUDES = 0.03  # share that may stand in space that is seen to be empty
 CLEARANCE = 0.002  # metres: masks are not exact
@@ -148,7 +148,9 @@ class _Search:
             return None
         ends = np.abs(self.facing @ normal) > 0.7
         amiss = (np.abs(distance) > STANDS_OUT * self.size) | (cosine < 0.3)
-        if amiss.mean() > AMISS or ends.mean() < ENDS[1] or amiss[ends].mean() > ENDS[0]:
+        if amiss[seen].mean() > AMISS[0] or amiss.mean() > AMISS[1]:
+            return None
+        if ends.mean() < ENDS[1] or amiss[ends].mean() > ENDS[0]:
             return None
         off = np.abs(distance[seen])
         if any(np.quantile(off, q) > bar * self.size for q, bar in OFF.items()):

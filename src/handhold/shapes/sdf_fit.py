@@ -66,7 +66,7 @@ class SdfFitConfig:
     hidden: float = 0.2  # weight of coverage where something at an unknown depth hides the object
     points: float = 0.03  # weight of the distance, in voxels, between the surface and points known to lie on it
     eikonal: float = 0.02
-    smooth: float = 1e-3
+    smooth: float = 4e-3
     seed: int = 0
 
 
@@ -139,6 +139,7 @@ def fit_sdf(
         h = grid.h
         for k in range(stage.iterations):
             share = k / stage.iterations
+            fading = 0.2**share if stage is stages[-1] else 1.0
             beta = stage.beta[0] * (stage.beta[1] / stage.beta[0]) ** share * h
             opt.param_groups[0]["lr"] = config.pose_lr * 0.03 ** (done / total)
             pick = torch.randint(len(data.view), (config.rays,), generator=generator).to(device)
@@ -181,7 +182,6 @@ def fit_sdf(
                 mean = torch.zeros_like(error).index_add(0, f, e) / count.clamp(min=1)
                 new = torch.where(error.isnan(), mean, 0.95 * error + 0.05 * mean)
                 error = torch.where(count > 0, new, error)
-            fading = 0.2**share if stage is stages[-1] else 1.0
             grid.update(config.eikonal, config.smooth, 8 * h, 0.05 * h * fading, 0.1 * 0.3 ** (done / total))
             opt.step()
             opt.zero_grad()

@@ -108,7 +108,7 @@ class Solid(Protocol):
         """Signed distance (N,) at points (N,3), negative inside."""
 
 
-def carve_rays(grid: SdfGrid, points: SurfacePoints, reach: float, hits: int = 3) -> None:
+def carve_rays(grid: SdfGrid, points: SurfacePoints, reach: float, hits: int = 2) -> None:
     """In place: empty the nodes that `hits` or more rays to points of the surface pass by, on their last `reach`."""
     steps = max(2, round(reach / (0.5 * grid.h)))
     count = torch.zeros(grid.R**3, dtype=torch.int64)
