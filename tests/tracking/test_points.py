@@ -78,7 +78,8 @@ def rays_to_the_ball() -> SurfacePoints:
 
 def test_the_true_surface_costs_least():
     points = rays_to_the_ball()
-    draw = lambda r: off_points(ball(r), points, 0.02, torch.Generator().manual_seed(0)).item()  # noqa: E731
+    sphere = lambda r: lambda x: x.norm(dim=1) - r  # noqa: E731
+    draw = lambda r: off_points(sphere(r), points, 0.005, 0.02, torch.Generator().manual_seed(0)).item()  # noqa: E731
     cost = [draw(r) for r in (0.042, RADIUS, 0.058)]
     assert cost[1] < 0.1 and cost[0] > 1 and cost[2] > 1
 

@@ -24,7 +24,7 @@ from .placing import Placing, prune
 
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
 THIN_FINE = 0.0035  # metres: half the thickness below which leftovers beside a hand are removed
-WORSE = 0.01  # IoU with the masks that a completion may cost
+WORSE = 0.03  # IoU with the masks that a completion may cost: masks are fat, and so is what was fitted to them alone
 THIN_UNSEEN = 0.008  # metres: likewise, where no frame saw the surface
 
 

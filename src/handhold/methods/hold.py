@@ -156,7 +156,7 @@ def pretrain_grids(
             Sampling(True),
         )
     ]  # fmt: skip
-    templates = Templates(object=fitted.grid, empty=empty_of(start))
+    templates = Templates(object=fitted.grid, empty=empty_of(start), points=start.points)
     for side, track in start.tracked.items():
         hand = SkinnedPoses(side, track)
         grid = hand_template(hand, median_color(sequence, side))
@@ -178,7 +178,7 @@ def pretrain_networks(
     unit = BALL * coarse.radius
     laws = lambda unit: Density(config.density_kind, 0.05 * unit, unit, True)  # noqa: E731
     bodies = [HoldBody("object", poses, NetworkField(n, coarse.center, unit, size), laws(unit), Sampling(False))]
-    templates = Templates(object=coarse.grid, empty=empty_of(start))
+    templates = Templates(object=coarse.grid, empty=empty_of(start), points=start.points)
     for side, track in start.tracked.items():
         hand = SkinnedPoses(side, track)
         v = hand.rest()[0]

@@ -13,6 +13,7 @@ from ..kernels.grid import SdfGrid
 from ..losses import eikonal
 from ..render.volume import composite
 from ..shapes.sdf import redistance
+from ..shapes.sdf_fit import SurfacePoints, off_points
 from . import hold_losses as losses
 from .hold_canonical import RigidPoses, SkinnedPoses
 from .hold_fields import BANDS, GridField, NetworkField
@@ -45,7 +46,7 @@ class Training:
 
 WEIGHTS = {
     "semantic": 0.2, "sparsity": 0.1, "template": 5.0, "penetration": 0.5, "contact": 0.2, "smooth": 0.2,
-    "eikonal": 0.1, "empty": 2.0, "hidden": 0.05,
+    "eikonal": 0.1, "empty": 2.0, "hidden": 0.05, "points": 0.03,
 }  # fmt: skip
 GRID_EIKONAL, GRID_SMOOTH = 0.02, 1e-3  # as `shapes.sdf_fit` measured
 AWAY = {"object": 0.05}  # metres from the last surface beyond which a ray should meet nothing; hands:
@@ -60,6 +61,7 @@ class Templates:
     hands: dict[str, SdfGrid] = field(default_factory=dict)
     object: SdfGrid | None = None
     empty: Tensor | None = None  # (E,3) where hands rest in the object's frame: it is not there
+    points: SurfacePoints | None = None  # of the object's surface
 
 
 def train(
@@ -196,6 +198,11 @@ def prior_terms(
         field = by_name["object"].field
         inside = field.sdf(at.to(field.light)) / EMPTY_DEPTH
         out["empty"] = WEIGHTS["empty"] * inside.clamp(max=0).square().mean()
+    if templates.points is not None and "object" in by_name:
+        body = by_name["object"]
+        x = SurfacePoints(*(p.to(body.field.light) for p in (templates.points.position, templates.points.towards)))
+        far = body.poses.radius
+        out["points"] = WEIGHTS["points"] * off_points(body.field.sdf, x, far / 35, 0.3 * far, generator)
     if settings.contact and "object" in by_name:
         frames = torch.unique(table.frame[rows])
         for b in scene.bodies:

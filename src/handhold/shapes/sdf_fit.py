@@ -174,7 +174,8 @@ def fit_sdf(
                 at = at + cell * (torch.rand(at.shape, generator=generator).to(device) - 0.5)
                 loss = loss + 2.0 * (grid.sample(at)[0][:, 0] / (4 * h)).clamp(max=0).square().mean()
             if points is not None and len(points.position):
-                loss = loss + config.points * off_points(grid, points, 0.3 * radius, generator)
+                distance = lambda x: grid.sample(x)[0][:, 0]  # noqa: E731, B023
+                loss = loss + config.points * off_points(distance, points, h, 0.3 * radius, generator)
             loss.backward()
             with torch.no_grad():
                 e = color + config.silhouette * silhouette.clamp(max=2)
@@ -194,15 +195,20 @@ def fit_sdf(
     return SdfFit(grid, compose(base, xi.detach(), center, radius), light.detach(), error)
 
 
-def off_points(grid: SdfGrid, points: SurfacePoints, reach: float, generator: torch.Generator) -> Tensor:
-    """How far the surface is from a draw of points, in voxels: the distance at the points, what fills the rays to them
-    on their last `reach` (in the grid's units), and what is empty just behind them."""
-    h, device = grid.h, points.position.device
+def off_points(
+    sdf: Callable[[Tensor], Tensor], points: SurfacePoints, h: float, reach: float, generator: torch.Generator
+) -> Tensor:
+    """How far the surface is from a draw of points, in units of h: the distance at the points, what fills the rays to
+    them on their last `reach`, and what is empty just behind them (within h).
+
+    sdf: points (N,3) -> distances (N,), in the points' units as h and reach.
+    """
+    device = points.position.device
     pick = torch.randint(len(points.position), (_POINTS,), generator=generator).to(device)
     x, u = points.position[pick], points.towards[pick]
     along = torch.rand(2, _POINTS, 1, generator=generator).to(device)
     free, behind = h + reach * along[0], h * along[1]
-    value = grid.sample(torch.cat([x, x + free * u, x - behind * u]))[0][:, 0].reshape(3, _POINTS)
+    value = sdf(torch.cat([x, x + free * u, x - behind * u])).reshape(3, _POINTS)
     want = (_SLANT * free[:, 0]).clamp(max=2 * h)
     out = value[0].abs() + (want - value[1]).clamp(min=0) + (_SLANT * behind[:, 0] + value[2]).clamp(min=0)
     return out.mean() / h
