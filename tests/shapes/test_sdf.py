@@ -7,7 +7,7 @@ import torch
 
 from handhold.geometry import meshes
 from handhold.kernels.grid import SdfGrid
-from handhold.shapes.sdf import View, open_thin, surface, visual_hull
+from handhold.shapes.sdf import View, open_thin, smooth, surface, visual_hull
 from solids import K, around, sphere_depth
 
 R, RADIUS = 33, 0.05
@@ -141,3 +141,14 @@ def test_opening_removes_fins_where_asked_alone():
 def test_an_empty_volume_has_no_surface():
     mesh, notes = surface(SdfGrid(torch.ones(R, R, R), LO, H))
     assert len(mesh.vertices) == len(mesh.faces) == 0 and notes == ["the object's volume is empty"]
+
+
+def test_smoothing_takes_warts_and_leaves_the_surface():
+    phi = np.linalg.norm(nodes(), axis=-1) - RADIUS
+    warts = np.random.default_rng(0).choice([0.0, -0.8 * H], size=phi.shape, p=[0.95, 0.05])
+    grid = SdfGrid(torch.as_tensor(phi + warts).float(), LO, H)
+    rough = surface(grid)[0].vertices
+    smooth(grid, 0.8)
+    flat = surface(grid)[0].vertices
+    off = [np.abs(np.linalg.norm(v, axis=1) - RADIUS) for v in (rough, flat)]
+    assert off[0].max() > 0.5 * H and off[1].max() < 0.3 * H and off[1].mean() < 0.1 * H

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from ..kernels.grid import SdfGrid
 from ..scene import Mesh, Sequence
 from ..shapes.mirror import complete, mirrors, vertex_areas
-from ..shapes.sdf import nodes, open_thin, surface
+from ..shapes.sdf import nodes, open_thin, smooth, surface
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
 from ..tracking.bootstrap import silhouette_iou
@@ -24,6 +24,7 @@ from .placing import Placing, prune
 
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
 THIN_FINE = 0.0035  # metres: half the thickness below which leftovers beside a hand are removed
+WARTS = 0.8  # voxels: what is smaller is noise of single points and pixels
 WORSE = 0.03  # IoU with the masks that a completion may cost: masks are fat, and so is what was fitted to them alone
 THIN_UNSEEN = 0.008  # metres: likewise, where no frame saw the surface
 
@@ -81,9 +82,10 @@ class Finished:
 def finished(
     sequence: Sequence, start: Placing, grid: SdfGrid, poses: np.ndarray, mirror: bool = True, seed: int = 0
 ) -> Finished:
-    """What leaked between fingers removed (in place), colours as the frames show them, and what none shows completed:
-    from its mirror image where the seen surface has one (`shapes.mirror`), elsewhere as smoothly as can be."""
+    """What leaked between fingers and what is noise removed (in place), colours as the frames show them, and what none
+    shows completed: from its mirror image where the seen surface has one (`shapes.mirror`), elsewhere smoothly."""
     prune(grid, start.solids, THIN_FINE)
+    smooth(grid, WARTS)
     mesh, notes = surface(grid)
     if not len(mesh.faces):
         return Finished(grid, None, notes)

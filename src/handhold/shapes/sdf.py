@@ -114,6 +114,12 @@ def open_thin(grid: SdfGrid, where: np.ndarray, radius: float) -> None:
     grid.data[..., 0][torch.from_numpy(gone)] = 0.7 * grid.h
 
 
+def smooth(grid: SdfGrid, sigma: float) -> None:
+    """In place: distances blurred by a Gaussian of `sigma` voxels, colours as they were."""
+    blurred = ndimage.gaussian_filter(grid.data[..., 0].cpu().numpy(), sigma)
+    grid.data[..., 0] = torch.from_numpy(blurred).to(grid.data)
+
+
 def nodes(grid: SdfGrid) -> np.ndarray:
     """(R^3,3) positions of the grid's entries."""
     lo = grid.lo.cpu().numpy().astype(np.float64)
