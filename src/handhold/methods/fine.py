@@ -100,10 +100,16 @@ def finished(
     planes = mirrors(mesh, grid, outside, seed)
     if not planes:
         return Finished(grid, fair_hidden(mesh), notes)
-    whole, filled = complete(grid, mesh, planes, outside, start.solids)
-    if fits_outlines(whole, start, poses) < fits_outlines(grid, start, poses) - WORSE:
+    least = fits_outlines(grid, start, poses) - WORSE
+    for count in range(len(planes), 0, -1):  # the last is the least sure
+        whole, filled = complete(grid, mesh, planes[:count], outside, start.solids)
+        smooth(whole, WARTS)
+        if fits_outlines(whole, start, poses) >= least:
+            break
+    else:
         notes.append("unseen surface was not completed from its mirror image: the outlines contradict that")
         return Finished(grid, fair_hidden(mesh), notes)
+    planes = planes[:count]
     mesh = colour(surface(whole)[0])
     at = ((mesh.vertices - whole.lo.numpy()) / whole.h).round().astype(int).clip(0, whole.R - 1)
     known = filled[at[:, 0], at[:, 1], at[:, 2]] > 0.5
