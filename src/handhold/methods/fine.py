@@ -18,15 +18,15 @@ from ..shapes.sdf import nodes, open_thin, smooth, surface
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
 from ..tracking.bootstrap import silhouette_iou
-from ..tracking.object import ObjectField, beside, free_space, refine_object
+from ..tracking.object import ObjectField, free_space, refine_object
 from ..tracking.symmetry import Ambiguity, ambiguities, colour_noise
 from .placing import Placing, prune
 
 FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
 THIN_FINE = 0.0035  # metres: half the thickness below which leftovers beside a hand are removed
+THIN_UNSEEN = 0.008  # metres: likewise, where no frame saw the surface
 WARTS = 0.8  # voxels: what is smaller is noise of single points and pixels
 WORSE = 0.03  # IoU with the masks that a completion may cost: masks are fat, and so is what was fitted to them alone
-THIN_UNSEEN = 0.008  # metres: likewise, where no frame saw the surface
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def fine_surface(
     done = finished(sequence, start, fitted.grid, poses, mirror, config.seed)
     if done.mesh is None:
         return FineSurface(fitted, None, confidence, (), done.notes)
-    noise = colour_noise(done.mesh, sequence.frames, clear_pixels(sequence, start), sequence.K, poses)
+    noise = colour_noise(done.mesh, sequence.frames, start.obs.clear(), sequence.K, poses)
     same = ambiguities(done.mesh, done.grid, noise, config.seed)
     notes = done.notes + [a.sentence for a in same]
     return FineSurface(replace(fitted, grid=done.grid), done.mesh, confidence, same, notes)
@@ -89,7 +89,7 @@ def finished(
     mesh, notes = surface(grid)
     if not len(mesh.faces):
         return Finished(grid, None, notes)
-    clear = clear_pixels(sequence, start)
+    clear = start.obs.clear()
     colour = lambda m: observe(m, sequence.frames, clear, sequence.K, poses, start.weight, 2.5 * grid.h)  # noqa: E731
     mesh = colour(mesh)
     if prune_unseen(grid, mesh, THIN_UNSEEN):
@@ -100,11 +100,12 @@ def finished(
     planes = mirrors(mesh, grid, outside, seed)
     if not planes:
         return Finished(grid, fair_hidden(mesh), notes)
-    least = fits_outlines(grid, start, poses) - WORSE
+    fit = outline_fit(start, poses)
+    least = fit(grid) - WORSE
     for count in range(len(planes), 0, -1):  # the last is the least sure
         whole, filled = complete(grid, mesh, planes[:count], outside, start.solids)
         smooth(whole, WARTS)
-        if fits_outlines(whole, start, poses) >= least:
+        if fit(whole) >= least:
             break
     else:
         notes.append("unseen surface was not completed from its mirror image: the outlines contradict that")
@@ -122,19 +123,13 @@ def finished(
     return Finished(whole, fair_hidden(mesh, known=known), notes)
 
 
-def fits_outlines(grid: SdfGrid, start: Placing, poses: np.ndarray, most: int = 10) -> float:
-    """Mean IoU of the rendered surface with the object's masks over up to `most` frames."""
+def outline_fit(start: Placing, poses: np.ndarray, most: int = 10) -> Callable[[SdfGrid], float]:
+    """What tells a grid's mean IoU, rendered, with the object's masks over up to `most` frames."""
     known = np.flatnonzero(np.isfinite(poses[:, 0, 0]) & (start.weight > 0.3) & start.obs.inside.any((1, 2)))
     if not len(known):
-        return 0.0
+        return lambda grid: 0.0
     known, small = known[np.unique(np.linspace(0, len(known) - 1, most).astype(int))], start.obs.scaled(0.25)
-    return float(np.mean([silhouette_iou(grid, small, int(i), poses[i]) for i in known]))
-
-
-def clear_pixels(sequence: Sequence, start: Placing) -> np.ndarray:
-    """(F,H,W) bool: pixels that are surely the object's, away from what hides it."""
-    front, hidden = start.obs.doubtful, start.obs.unknown
-    return np.stack([i & ~beside(h) & ~f for i, h, f in zip(sequence.masks["object"], hidden, front, strict=True)])
+    return lambda grid: float(np.mean([silhouette_iou(grid, small, int(i), poses[i]) for i in known]))
 
 
 def prune_unseen(grid: SdfGrid, mesh: Mesh, radius: float) -> bool:

@@ -13,7 +13,7 @@ from ..kernels.grid import SdfGrid
 from ..losses import eikonal
 from ..render.volume import composite
 from ..shapes.sdf import redistance
-from ..shapes.sdf_fit import SurfacePoints, off_points
+from ..shapes.sdf_fit import EMPTY_RAY, SurfacePoints, off_points
 from . import hold_losses as losses
 from .hold_canonical import RigidPoses, SkinnedPoses
 from .hold_fields import BANDS, GridField, NetworkField
@@ -202,7 +202,7 @@ def prior_terms(
         body = by_name["object"]
         x = SurfacePoints(*(p.to(body.field.light) for p in (templates.points.position, templates.points.towards)))
         far = body.poses.radius
-        out["points"] = WEIGHTS["points"] * off_points(body.field.sdf, x, far / 35, 0.3 * far, generator)
+        out["points"] = WEIGHTS["points"] * off_points(body.field.sdf, x, far / 35, EMPTY_RAY * far, generator)
     if settings.contact and "object" in by_name:
         frames = torch.unique(table.frame[rows])
         for b in scene.bodies:

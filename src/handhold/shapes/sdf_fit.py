@@ -71,6 +71,7 @@ class SdfFitConfig:
 
 
 DEFAULT_FIT = SdfFitConfig()
+EMPTY_RAY = 0.3  # of the object's radius: the last part of a ray to a surface point that is taken as empty
 _STILL = 0.3  # share of the rays that leave the poses alone, while poses are refined
 _POINTS = 768  # surface points per iteration
 _SLANT = 0.3  # least cosine between the surface's normal and the ray that a point is seen along
@@ -175,7 +176,7 @@ def fit_sdf(
                 loss = loss + 2.0 * (grid.sample(at)[0][:, 0] / (4 * h)).clamp(max=0).square().mean()
             if points is not None and len(points.position):
                 distance = lambda x: grid.sample(x)[0][:, 0]  # noqa: E731, B023
-                loss = loss + config.points * off_points(distance, points, h, 0.3 * radius, generator)
+                loss = loss + config.points * off_points(distance, points, h, EMPTY_RAY * radius, generator)
             loss.backward()
             with torch.no_grad():
                 e = color + config.silhouette * silhouette.clamp(max=2)

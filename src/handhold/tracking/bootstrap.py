@@ -100,7 +100,8 @@ def held_out_iou(obs: Observations, poses: np.ndarray, usable: np.ndarray, weigh
     if not len(out) or np.isfinite(rest[:, 0, 0]).sum() < 3:
         return 0.0
     field = refine_object(obs, rest, weight, _JUDGE, SdfFitConfig(pose_lr=0.0, hidden=0.05, rays=2048, seed=seed))
-    return float(np.mean([silhouette_iou(field.grid, obs.scaled(0.25), int(i), poses[i]) for i in out]))
+    small = obs.scaled(0.25)
+    return float(np.mean([silhouette_iou(field.grid, small, int(i), poses[i]) for i in out]))
 
 
 def silhouette_iou(grid: SdfGrid, obs: Observations, i: int, pose: np.ndarray) -> float:

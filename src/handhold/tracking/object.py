@@ -20,7 +20,7 @@ from torch import Tensor
 from ..kernels.grid import SdfGrid
 from ..scene import Mesh, Sequence
 from ..shapes.sdf import View, surface, visual_hull
-from ..shapes.sdf_fit import DEFAULT_FIT, Pixels, SdfFitConfig, Stage, SurfacePoints, fit_sdf
+from ..shapes.sdf_fit import DEFAULT_FIT, EMPTY_RAY, Pixels, SdfFitConfig, Stage, SurfacePoints, fit_sdf
 
 REACH = 1.15  # of the object's radius: half a side of its grid
 _SOLID_NODES = 48  # per axis, at which other bodies are asked where they are
@@ -70,6 +70,10 @@ class Observations:
             depth = np.where(depth > 0, depth, np.inf)
         doubtful = None if self.doubtful is None else area(self.doubtful.astype(np.float32)) > 0.25
         return Observations(area(self.frames), inside, unknown, K, depth, doubtful)
+
+    def clear(self) -> np.ndarray:
+        """(F,H,W) bool: pixels that are surely the object's, away from what hides it."""
+        return np.stack([inside & ~self.unsure(i) for i, inside in enumerate(self.inside)])
 
     def unsure(self, i: int) -> np.ndarray:
         """(H,W) bool: pixels of frame `i` beside an occluder, or doubtful."""
@@ -174,7 +178,7 @@ def refine_object(
             phi = torch.maximum(phi, -F.interpolate(d, size=phi.shape, mode="trilinear", align_corners=True)[0, 0])
         grid = SdfGrid(phi, center - half, h)
     if points is not None and start is None:
-        carve_rays(grid, points, 0.3 * radius)
+        carve_rays(grid, points, EMPTY_RAY * radius)
     fit = fit_sdf(
         grid,
         lambda scale: visible_pixels(obs.scaled(scale), index),
@@ -244,7 +248,7 @@ def free_space(
     views = []
     for i in np.flatnonzero(np.isfinite(cam_from_object[:, 0, 0]) & (confidence > 0.3)):
         if obs.inside[i].sum() > 50:
-            solid = obs.inside[i] | obs.unknown[i] | obs.unsure(i)
+            solid = obs.inside[i] | obs.unsure(i)
             views.append((cam_from_object[i], cv2.distanceTransform((~solid).astype(np.uint8), cv2.DIST_L2, 5)))
     rank = max(2, int(share * len(views)))
 

@@ -27,8 +27,7 @@ FEW = 30  # points, below which they are not used
 def follow(obs: Observations) -> bundle.Tracks:
     """Corners of the object's own pixels, away from what hides it, followed through the frames."""
     grey = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in obs.frames])
-    clear = np.stack([obs.inside[i] & ~obs.unknown[i] & ~obs.unsure(i) for i in range(len(grey))])
-    rows, xy = flow_tracks(grey, clear)
+    rows, xy = flow_tracks(grey, obs.clear())
     focal = obs.K[[0, 1], [0, 1]]
     none = np.zeros(0, np.int64)
     return bundle.Tracks(
