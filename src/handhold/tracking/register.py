@@ -1,7 +1,8 @@
 """Frames that structure from motion could not place, registered against the model that the placed frames made.
 
 Silhouette and colour of the rendered signed-distance grid against the frame, from several starts next to the nearest
-placed frames, forwards and backwards in time. A frame is accepted only when it fits about as well as placed frames do.
+placed frames, forwards and backwards in time. A frame is accepted only when it fits about as well as placed frames do
+and turns about as fast: on a nearly symmetric thing a wrong turn fits too.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import torch.nn.functional as F
 
 from ..geometry.rigid import nearest_rotation, so3_exp
 from ..shapes.sdf_fit import compose, object_rays, render_band, shading
+from ._sfm_refine import plausible
 from .object import ObjectField, Observations, visible_pixels
 
 _SAMPLES = 16  # per ray
 _SPREAD = 0.25  # radians of the random starts around a neighbour's pose
+_TURN = 15.0  # degrees per frame that no frame is refused for
 
 
 def register_missing(
@@ -47,6 +50,7 @@ def register_missing(
         fit_frame(field, obs, int(i), poses[i][None], 0, rays, seed)[1] for i in placed[:: max(1, len(placed) // 8)]
     ]
     bar = 1.4 * float(np.median(reference)) + 0.01
+    turn = _fastest(poses)
     rng = np.random.default_rng(seed)
     tries = dict.fromkeys(todo, 0)
     total = len(todo)
@@ -57,13 +61,23 @@ def register_missing(
         waiting.discard(i)
         tries[i] += 1
         tried = _starts(poses, known, i, starts, field.center, rng, None if hints is None else hints[i])
-        pose, e = fit_frame(field, obs, i, tried, iterations, rays, seed)
+        pose, e = fit_frame(field, obs, i, tried, iterations, rays, seed, lambda p, i=i: plausible(i, p, poses, turn))
         if e < bar:
             poses[i], error[i] = pose, e
             waiting |= {k for k in (i - 1, i + 1) if tries.get(k) == 1 and not np.isfinite(error[k])}
         if progress:
             progress(min(sum(tries.values()) / total, 1.0), f"registering frame {i}")
     return poses, error
+
+
+def _fastest(poses: np.ndarray) -> float:
+    """Degrees per frame that a new frame may turn: twice what all but the fastest tenth of the placed ones do."""
+    step = poses[1:, :3, :3] @ poses[:-1, :3, :3].transpose(0, 2, 1)
+    step = step[np.isfinite(step[:, 0, 0])]
+    if not len(step):
+        return 2 * _TURN
+    cosine = (np.trace(step, axis1=1, axis2=2) - 1) / 2
+    return max(_TURN, 2 * float(np.degrees(np.quantile(np.arccos(np.clip(cosine, -1, 1)), 0.9))))
 
 
 def _starts(
@@ -89,9 +103,16 @@ def _starts(
 
 
 def fit_frame(
-    field: ObjectField, obs: Observations, i: int, starts: np.ndarray, iterations: int, rays: int, seed: int
+    field: ObjectField,
+    obs: Observations,
+    i: int,
+    starts: np.ndarray,
+    iterations: int,
+    rays: int,
+    seed: int,
+    allowed: Callable[[np.ndarray], bool] = lambda pose: True,
 ) -> tuple[np.ndarray, float]:
-    """Best of several starts for one frame, and its error."""
+    """Best pose (4,4) of several starts for one frame among those allowed, and its error; infinite where none is."""
     pixels = visible_pixels(obs, np.array([i]))
     generator = torch.Generator().manual_seed(seed + i)
     n = len(starts)
@@ -127,7 +148,9 @@ def fit_frame(
         field.grid.zero_grad()
     with torch.no_grad():
         final = torch.stack([errors(0.75 * field.grid.h) for _ in range(4)]).mean(0)
-        best = int(final.argmin())
-        pose = compose(base, xi, center, field.radius)[best].double()
-        pose[:3, :3] = nearest_rotation(pose[:3, :3])
-    return pose.numpy(), float(final[best])
+        poses = compose(base, xi, center, field.radius).double()
+        poses[:, :3, :3] = nearest_rotation(poses[:, :3, :3])
+    for k in final.argsort().tolist():
+        if allowed(poses[k].numpy()):
+            return poses[k].numpy(), float(final[k])
+    return starts[0], np.inf
