@@ -39,6 +39,11 @@ MEANING: dict[str, tuple[str, str, str]] = {
     "cd_frames": ("cm²", "lower", "deforming object: surface error per frame under one similarity for the clip"),
     "f5_frames": ("%", "higher", "deforming object: surface within 5 mm per frame"),
     "f10_frames": ("%", "higher", "deforming object: surface within 10 mm per frame"),
+    "psnr": ("dB", "higher", "frames that taught no colour, drawn: all truly visible pixels of the bodies"),
+    "psnr_object": ("dB", "higher", "likewise, the object's pixels alone"),
+    "psnr_hands": ("dB", "higher", "likewise, the hands' pixels alone"),
+    "ssim": ("", "higher", "structural similarity of the same pixels"),
+    "mask_iou": ("", "higher", "the object's visible mask in these frames, intersection over union"),
     "frames": ("%", "higher", "frames of the clip that carry a valid hand and a valid object"),
 }
 

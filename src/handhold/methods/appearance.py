@@ -26,6 +26,7 @@ from ..shapes.gaussians import Gaussians, concatenate
 from ..shapes.sdf_fit import shading
 from .bound import HandGaussians, on_triangles
 from .crops import View, crops, median_color
+from .held_out import HeldOut
 from .surfels import OBJECT, Free, ObjectBase, ObjectPoses, even_samples, image_loss
 
 _WARM = 0.35  # share of the iterations before poses move: they are better than the first colours
@@ -43,6 +44,7 @@ class Appearance:
     psnr: float  # dB, pixels labelled object or hand, frames held out of the colours
     psnr_object: float  # dB, the object's pixels alone
     iou: float  # object's visible mask against its label, all frames
+    held_out: dict[str, np.ndarray]  # `HeldOut.arrays`
 
 
 def lit(g: Gaussians, light: Tensor, gain: Tensor | np.ndarray) -> Gaussians:
@@ -122,7 +124,7 @@ def fit_appearance(
             say((k + 1) / total, f"appearance, loss {loss.item():.3f}")
     poses.recentre()
     with torch.no_grad():
-        return _finish(views, m, len(sequence))
+        return _finish(sequence, views, m)
 
 
 # --- what is optimised
@@ -217,8 +219,9 @@ def _render(view: View, m: _Model, gain: Tensor, learn: bool, move: bool) -> Spl
     return splat(g.means, g.quats, g.scales, g.opacities, g.colors, *camera, ids=g.ids, n_ids=1 + len(m.gloves))
 
 
-def _finish(views: list[View], m: _Model, n: int) -> Appearance:
+def _finish(sequence: Sequence, views: list[View], m: _Model) -> Appearance:
     """Measure, fold the mean light into the colours, and hand the bodies over as plain Gaussians."""
+    n, held = len(sequence), HeldOut(sequence, list(m.gloves))
     body, at = m.body, [v.frame for v in views if not v.held_out]
     log_gain = np.zeros((n, 3))
     if at:  # a held-out frame's gain is not fitted: it is between its neighbours'
@@ -241,6 +244,7 @@ def _finish(views: list[View], m: _Model, n: int) -> Appearance:
             if facing.any():
                 factor.append(float(shading(normal[facing], m.light).mean()) * np.exp(log_gain[v.frame]))
         if v.held_out:
+            held.add(v, out.color[0], out.ids[0])
             e = (out.color[0].clamp(0, 1) - v.image).square().mean(-1)
             for name, where in (("all", v.label.sum(-1) > 0), ("object", v.label[..., OBJECT] > 0)):
                 error[name][0] += float(e[where].sum())
@@ -260,7 +264,10 @@ def _finish(views: list[View], m: _Model, n: int) -> Appearance:
     }
     gain = np.exp(log_gain) / mean.numpy()
     poses = m.poses.result()
-    return Appearance(found, hands, poses, m.light.detach(), gain, psnr["all"], psnr["object"], inter / max(union, 1.0))
+    iou = inter / max(union, 1.0)
+    return Appearance(
+        found, hands, poses, m.light.detach(), gain, psnr["all"], psnr["object"], iou, held.arrays()
+    )  # fmt: skip
 
 
 def _count_shown(v: View, out: Splatted, m: _Model, shown: dict[str, Tensor]) -> None:

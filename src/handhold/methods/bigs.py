@@ -31,6 +31,8 @@ from .bigs_losses import Features, color_spread, perceptual, skinning_drift
 from .bigs_model import Score, Subjects, detached, draw, draw_unseen, mean_light, score
 from .crops import View, crops, median_color
 from .fine import FineSurface, fine_surface
+from .held_out import NAME as HELD_OUT
+from .held_out import HeldOut
 from .placing import Placing, enough, place
 from .rigid import MIN_IOU, no_surface
 from .settings import BigsConfig
@@ -351,6 +353,17 @@ def drop_what_does_not_help(views: list[View], s: Subjects) -> list[str]:
     return notes
 
 
+@torch.no_grad()
+def held_out(sequence: Sequence, views: list[View], s: Subjects) -> dict[str, np.ndarray]:
+    """Frames that taught no colour as they are drawn, for `3_fit/held_out.npz`."""
+    found = HeldOut(sequence, list(s.hands))
+    values, rest = s.object_values(), s.rest_hands() if s.hands else {}
+    for v in views:
+        if v.held_out and (drawn := draw(v, s, values, rest)) is not None:
+            found.add(v, drawn.out.color[0], drawn.out.ids[0])
+    return found.arrays()
+
+
 def finish(
     sequence: Sequence,
     start: Placing,
@@ -369,7 +382,7 @@ def finish(
     after = score(views, s)
     poses, tracked = s.poses.result(), {side: h.result() for side, h in s.hands.items()}
     factor = mean_light(views, s)
-    arrays, colors = {}, {}
+    arrays, colors = {HELD_OUT: held_out(sequence, views, s)}, {}
     with torch.no_grad():
         offset, quats, scales, opacities, color = s.object_values().free.local(s.base.spacing)
         x, quats = s.base.placed(offset, quats)

@@ -20,6 +20,7 @@ from .appearance import Appearance, fit_appearance
 from .base import HAND_SPLATS, OBJECT_SPLATS, Fitted
 from .bound import skinned_hand
 from .fine import fine_surface
+from .held_out import NAME as HELD_OUT
 from .placing import enough, place
 
 MIN_IOU = 0.5  # of the rendered object with its masks; below, the result is marked partial
@@ -78,7 +79,7 @@ def fit_rigid(
         notes,
         doubts,
         same,
-        {OBJECT_SPLATS: look.object.arrays(), **hands},
+        {OBJECT_SPLATS: look.object.arrays(), HELD_OUT: look.held_out, **hands},
         colors,
     )
 

@@ -36,11 +36,16 @@ def evaluate(run: Run, config: Config, report: Progress) -> None:
         report.partial("No hand was recovered.")
     metrics: dict[str, Any] = {}
     if config.evaluate.truth is not None:
+        from ..methods.held_out import load as load_held_out
+        from ..methods.held_out import score as score_held_out
         from ..metrics import evaluate as score
 
         report(0.1, "scoring")
         try:
-            metrics = {k: _plain(v) for k, v in score(scene, load_npz(config.evaluate.truth)).items()}
+            truth = load_npz(config.evaluate.truth)
+            metrics = {k: _plain(v) for k, v in score(scene, truth).items()}
+            if "masks" in truth and (drawn := load_held_out(run.fit_dir)) is not None:
+                metrics |= {k: _plain(v) for k, v in score_held_out(drawn, truth["masks"]).items()}
         except (KeyError, IndexError, ValueError) as e:
             what = f"has no {e.args[0]!r}" if isinstance(e, KeyError) else "is of another clip"
             raise UnusableInput(f"The truth {config.evaluate.truth} {what}; give the truth of this video.") from e

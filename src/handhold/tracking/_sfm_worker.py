@@ -3,9 +3,9 @@
 OpenCV 5 and pycolmap loaded together have aborted, so `sfm.py` never imports pycolmap; the two meet in `job.npz`,
 `job.json` (in), `tracks.npz` (in, made while images are matched: a line on stdin says that it is there) and
 `models.npz` (out). Extraction and verification are shared out over the cores, pycolmap's own loops (matching, mapping)
-have one thread, and seeds are fixed: the same job gives the same numbers. The settings are those measured to work: doubled images, low contrast
-threshold, guided matching, neighbours in time only (look-alike faces matched across a clip bend the model by 28 degrees
-and look like a success), intrinsics fixed.
+have one thread, and seeds are fixed: the same job gives the same numbers. The settings are those measured to work:
+doubled images, low contrast threshold, guided matching, neighbours in time only (look-alike faces matched across a clip
+bend the model by 28 degrees and look like a success), intrinsics fixed.
 """
 
 from __future__ import annotations
