@@ -119,6 +119,9 @@ def test_stages_alone_keep_the_settings_of_the_run(fakes, square_video, capsys):
     assert fake_stages.RAN == list(STAGES)  # nothing had changed
     assert main(["fit", "o", "--fresh", "--quiet"]) == 0
     assert fake_stages.RAN == [*STAGES, "fit"]
+    for _ in range(2):  # a switch that is off already may be said again
+        assert main(["fit", "o", "--fit.no-mirror", "--quiet"]) == 0
+    assert fake_stages.RAN == [*STAGES, "fit", "fit"]
     assert main(["track", str(square_video)]) == 3
     assert "not a run folder" in capsys.readouterr().err
 

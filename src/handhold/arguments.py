@@ -28,6 +28,8 @@ from .config import (
 )
 
 Bare = tyro.conf.arg(name="")  # a table whose settings are given without its name: --stride, not --prepare.stride
+# On the command line alone, so --no-NAME means nothing; a setting has both, as a run folder may say either.
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 SETTINGS = ("prepare", "track", "fit", "evaluate", "export", "bigs", "hold", "method", "seed", "device")
 SHORT = ("--poses",)  # settings of the fit that are also known without its name
 COMMANDS = ("run", *STAGES, "demo", "render", "synth", "train", "convert", "assets", "doctor")
@@ -39,11 +41,11 @@ class _Common:
     """TOML file with settings; options on the command line win over it."""
     preset: Literal["default", "draft"] = "default"
     """Named settings to start from."""
-    fresh: bool = False
+    fresh: Switch = False
     """Do the chosen stages again even if nothing has changed."""
-    quiet: bool = False
+    quiet: Switch = False
     """Print nothing but errors."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object with the result on stdout, and nothing else there."""
 
 
@@ -102,9 +104,9 @@ class RenderArgs(RenderConfig):
 
     target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")] = tyro.MISSING
     """Run folder whose `fit` is done."""
-    quiet: bool = False
+    quiet: Switch = False
     """Print nothing but errors."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object with the result on stdout, and nothing else there."""
 
     def order(self) -> RenderConfig:
@@ -135,13 +137,13 @@ class SynthArgs:
     """Folder of closed meshes in metres (.obj, .ply) to be held, used beside the procedural objects."""
     objects: int = 600
     """Procedural objects."""
-    amodal: bool = False
+    amodal: Switch = False
     """Also draw every body's mask as if it were alone."""
-    png: bool = False
+    png: Switch = False
     """Keep pictures as PNG rather than JPEG."""
     shard: int = 256
     """Pictures per shard, a multiple of 16."""
-    clip: bool = False
+    clip: Switch = False
     """Make one video with truth, fit for `handhold run` and its --truth."""
     kind: Literal["hold", "grasp", "regrasp", "hinge", "squeeze", "empty"] = "hold"
     """What happens in the video: held and turned all the time, taken and put back, taken otherwise half way, opened,
@@ -160,9 +162,9 @@ class SynthArgs:
     """Width and height of the video, even."""
     device: str = "cpu"
     """Torch device, e.g. cpu or cuda."""
-    quiet: bool = False
+    quiet: Switch = False
     """Print nothing but errors."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object with the result on stdout, and nothing else there."""
 
 
@@ -188,9 +190,9 @@ class TrainArgs:
     """Optimizer steps, over the settings."""
     budget_seconds: float | None = None
     """Wall time of the whole training, over the settings."""
-    quiet: bool = False
+    quiet: Switch = False
     """Print nothing but errors."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object with the result on stdout, and nothing else there."""
 
 
@@ -211,7 +213,7 @@ class ConvertArgs:
     """mano_downsampling.npz of METRO's repository, which METRO and Mesh Graphormer need."""
     dtype: Literal["float32", "float16"] = "float32"
     """Numbers in the file: float16 halves it and rounds the weights."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object on stdout."""
 
 
@@ -219,11 +221,11 @@ class ConvertArgs:
 class AssetsArgs:
     """Fetch the weights that are not part of the package, check their SHA-256 and keep them in a cache."""
 
-    status: bool = False
+    status: Switch = False
     """Only say what is there."""
     wheel: Annotated[Path | None, tyro.conf.arg(name="from")] = None
     """The mediapipe wheel as a file, for a machine without network."""
-    json: bool = False
+    json: Switch = False
     """Print one JSON object on stdout."""
 
 
@@ -231,7 +233,7 @@ class AssetsArgs:
 class DoctorArgs:
     """Say what this machine has of what handhold uses; exit code 0 if a reconstruction can run."""
 
-    json: bool = False
+    json: Switch = False
     """Print one JSON object on stdout."""
 
 
@@ -259,7 +261,7 @@ def parse(argv: Sequence[str]) -> tuple[str, Any]:
         args=["--fit" + a.replace("--", ".", 1) if a.partition("=")[0] in SHORT else a for a in argv],
         prog="handhold",
         description="One video of hands handling an object in; hands and object out in 3D, in metres.",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes),
+        config=(tyro.conf.OmitSubcommandPrefixes,),
     )
     return next(a for a in argv if a in kinds), args
 
