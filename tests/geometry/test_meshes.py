@@ -45,10 +45,12 @@ def test_holes_are_found_and_filled():
     assert not meshes.is_watertight(open_)
     (ring,) = meshes.boundary_loops(open_)
     assert sorted(ring) == [0, 1, 2, 3]
-    faces, rings = meshes.fill_holes(open_, 8)
-    v = torch.cat([CUBE_V, CUBE_V[torch.as_tensor(rings[0])].mean(0, keepdim=True)])
-    assert meshes.is_watertight(faces) and meshes.euler_characteristic(faces) == 2
-    assert float(meshes.volume(v, torch.as_tensor(faces))) == pytest.approx(1)
+    for strips in (1, 3):
+        faces, rings = meshes.fill_holes(open_, 8, strips)
+        v = torch.cat([CUBE_V, meshes.hole_vertices(CUBE_V, rings, strips)])
+        assert len(v) == faces.max() + 1 == 9 + 4 * (strips - 1)
+        assert meshes.is_watertight(faces) and meshes.euler_characteristic(faces) == 2
+        assert float(meshes.volume(v, torch.as_tensor(faces))) == pytest.approx(1)
 
 
 def test_one_flipped_face_is_not_watertight():

@@ -109,14 +109,31 @@ def boundary_loops(faces: np.ndarray | Tensor) -> list[np.ndarray]:
     return loops
 
 
-def fill_holes(faces: np.ndarray, n_vertices: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Close every hole with a fan around one new vertex.
+def fill_holes(faces: np.ndarray, n_vertices: int, strips: int = 1) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Close every hole with a fan around one new vertex, and `strips` - 1 strips of triangles around that.
 
-    Returns faces (T',3) and the rings; new vertex `n_vertices + i` belongs in the middle of ring i.
+    Returns faces (T',3) and the rings; `hole_vertices` says where the new vertices belong.
     """
-    rings = boundary_loops(faces)
-    fans = [np.stack([np.roll(r, -1), r, np.full(len(r), n_vertices + i)], 1) for i, r in enumerate(rings)]
+    rings, fans, start = boundary_loops(faces), [], n_vertices
+    for r in rings:
+        for _ in range(strips - 1):
+            inner = start + np.arange(len(r))
+            a, b = np.roll(r, -1), np.roll(inner, -1)
+            fans += [np.stack([a, r, inner], 1), np.stack([a, inner, b], 1)]
+            start, r = start + len(r), inner
+        fans.append(np.stack([np.roll(r, -1), r, np.full(len(r), start)], 1))
+        start += 1
     return np.concatenate([np.asarray(faces), *fans]).astype(np.asarray(faces).dtype), rings
+
+
+def hole_vertices(x: Tensor, rings: list[np.ndarray], strips: int = 1) -> Tensor:
+    """Values (N,*C) of the new vertices of `fill_holes`, from those of the others (V,*C): evenly from ring to mean."""
+    out = []
+    for r in rings:
+        outer = x[torch.as_tensor(r, device=x.device)]
+        middle = outer.mean(0, keepdim=True)
+        out += [torch.lerp(outer, middle, k / strips) for k in range(1, strips)] + [middle]
+    return torch.cat(out) if out else x[:0]
 
 
 def subdivide(faces: np.ndarray, n_vertices: int) -> tuple[np.ndarray, np.ndarray]:

@@ -120,24 +120,25 @@ class HandModel:
             pose_mean=mirror_pose(self.pose_mean),
         )
 
-    def sealed(self) -> HandModel:
+    def sealed(self, strips: int = 1) -> HandModel:
         """Watertight variant: each hole (the wrist) closed by a fan around one added vertex, the mean of its ring.
 
-        The first V vertices, the joints and the tips are those of the open mesh.
+        The first V vertices, the joints and the tips are those of the open mesh. strips: see `meshes.fill_holes`.
         """
-        faces, rings = meshes.fill_holes(self.faces.cpu().numpy(), len(self.v_template))
+        faces, rings = meshes.fill_holes(self.faces.cpu().numpy(), len(self.v_template), strips)
         if not rings:
             return self
 
         def extend(x: Tensor) -> Tensor:
-            return torch.cat([x, torch.stack([x[torch.as_tensor(r, device=x.device)].mean(0) for r in rings])])
+            return torch.cat([x, meshes.hole_vertices(x, rings, strips)])
 
+        added = len(extend(self.v_template)) - len(self.v_template)
         return replace(
             self,
             v_template=extend(self.v_template),
             shapedirs=extend(self.shapedirs),
             posedirs=None if self.posedirs is None else extend(self.posedirs),
-            J_regressor=torch.cat([self.J_regressor, self.J_regressor.new_zeros(16, len(rings))], 1),
+            J_regressor=torch.cat([self.J_regressor, self.J_regressor.new_zeros(16, added)], 1),
             weights=extend(self.weights),
             faces=torch.as_tensor(faces, device=self.device),
         )

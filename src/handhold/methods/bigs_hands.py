@@ -24,12 +24,13 @@ from .bigs_decoders import Values
 from .bigs_losses import swaying, turning
 from .surfels import tangent_frames
 
+CAP = 3  # strips of triangles across the wrist: where no arm hides it, one looks at it, and it has its own colour
 _TINY = 1e-6  # share of a bone that the template does not give a vertex: the least that can be learnt from
 
 
 @dataclass(frozen=True)
 class Template:
-    """The subdivided mesh of the right hand at rest, with each side's size."""
+    """The subdivided mesh of the right hand at rest, closed at the wrist, with each side's size."""
 
     parents: np.ndarray  # (N,2) vertices of the hand model, of which each is the middle
     faces: np.ndarray  # (T,3)
@@ -42,7 +43,7 @@ class Template:
     @staticmethod
     def of(betas: dict[str, np.ndarray], levels: int = 1, device: str | torch.device = "cpu") -> Template:
         """betas: side -> (10,) shape coefficients; levels: how often the mesh is subdivided."""
-        model = HandModel.open("right", device=device)
+        model = HandModel.open("right", device=device).sealed(CAP)
         faces, pairs = model.faces.cpu().numpy(), None
         count = len(model.v_template)
         maps = []
