@@ -14,6 +14,9 @@ COLUMNS = (  # title, metric, format
     ("CD_h left cm²", "cd_left", "{:.1f}"),
     ("MPJPE right mm", "mpjpe_right", "{:.1f}"),
     ("MPJPE left mm", "mpjpe_left", "{:.1f}"),
+    ("PSNR dB", "psnr", "{:.1f}"),
+    ("SSIM", "ssim", "{:.2f}"),
+    ("mask IoU", "mask_iou", "{:.2f}"),
 )
 
 
