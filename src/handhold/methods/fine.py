@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from ..kernels.grid import SdfGrid
 from ..scene import Mesh, Sequence
-from ..shapes.mirror import complete, mirrors, vertex_areas
+from ..shapes.mirror import Mirror, complete, mirrors, vertex_areas
 from ..shapes.sdf import nodes, open_thin, smooth, surface
 from ..shapes.sdf_fit import SdfFitConfig, Stage
 from ..shapes.texture import fair_hidden, observe
@@ -94,33 +94,38 @@ def finished(
     mesh = colour(mesh)
     if prune_unseen(grid, mesh, THIN_UNSEEN):
         mesh = colour(surface(grid)[0])
-    if not mirror or mesh.observed is None or mesh.observed.all() or not mesh.observed.any():
-        return Finished(grid, fair_hidden(mesh), notes)
-    outside = free_space(start.obs, poses, start.weight)
-    planes = mirrors(mesh, grid, outside, seed)
-    if not planes:
-        return Finished(grid, fair_hidden(mesh), notes)
+    known, partly = None, mesh.observed is not None and mesh.observed.any() and not mesh.observed.all()
+    outside = free_space(start.obs, poses, start.weight) if mirror and partly else None
+    if outside is not None and (planes := mirrors(mesh, grid, outside, seed)):
+        agreed = completed(start, grid, mesh, poses, planes, outside)
+        if agreed is None:
+            notes.append("unseen surface was not completed from its mirror image: the outlines contradict that")
+        else:
+            grid, filled, planes = agreed
+            mesh = colour(surface(grid)[0])
+            at = ((mesh.vertices - grid.lo.numpy()) / grid.h).round().astype(int).clip(0, grid.R - 1)
+            known = filled[at[:, 0], at[:, 1], at[:, 2]] > 0.5
+            off = ", ".join(f"{1e3 * m.error:.1f}" for m in planes)
+            share = (vertex_areas(mesh) * (known & ~mesh.observed)).sum() / vertex_areas(mesh).sum()
+            notes.append(
+                f"{100 * share:.0f} % of the object's surface was not seen and is completed from its mirror image in "
+                f"{len(planes)} plane{'s' * (len(planes) > 1)}; where both sides are seen they agree within {off} mm"
+            )
+    return Finished(grid, fair_hidden(mesh, known=known), notes)
+
+
+def completed(
+    start: Placing, grid: SdfGrid, mesh: Mesh, poses: np.ndarray, planes: list[Mirror], outside
+) -> tuple[SdfGrid, np.ndarray, list[Mirror]] | None:
+    """The grid completed by as many planes as the outlines agree with, where it was filled, and these planes."""
     fit = outline_fit(start, poses)
     least = fit(grid) - WORSE
     for count in range(len(planes), 0, -1):  # the last is the least sure
         whole, filled = complete(grid, mesh, planes[:count], outside, start.solids)
         smooth(whole, WARTS)
         if fit(whole) >= least:
-            break
-    else:
-        notes.append("unseen surface was not completed from its mirror image: the outlines contradict that")
-        return Finished(grid, fair_hidden(mesh), notes)
-    planes = planes[:count]
-    mesh = colour(surface(whole)[0])
-    at = ((mesh.vertices - whole.lo.numpy()) / whole.h).round().astype(int).clip(0, whole.R - 1)
-    known = filled[at[:, 0], at[:, 1], at[:, 2]] > 0.5
-    off = ", ".join(f"{1e3 * m.error:.1f}" for m in planes)
-    share = (vertex_areas(mesh) * (known & ~mesh.observed)).sum() / vertex_areas(mesh).sum()
-    notes.append(
-        f"{100 * share:.0f} % of the object's surface was not seen and is completed from its mirror image in "
-        f"{len(planes)} plane{'s' * (len(planes) > 1)}; where both sides are seen they agree within {off} mm"
-    )
-    return Finished(whole, fair_hidden(mesh, known=known), notes)
+            return whole, filled, planes[:count]
+    return None
 
 
 def outline_fit(start: Placing, poses: np.ndarray, most: int = 10) -> Callable[[SdfGrid], float]:

@@ -48,7 +48,11 @@ class Mirror:
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Points (N,3) reflected."""
-        return x - 2 * (x @ self.normal - self.offset)[:, None] * self.normal
+        return _reflected(x, self.normal, self.offset)
+
+
+def _reflected(x: np.ndarray, normal: np.ndarray, offset: float = 0.0) -> np.ndarray:
+    return x - 2 * (x @ normal - offset)[:, None] * normal
 
 
 def trust(mesh: Mesh) -> np.ndarray:
@@ -107,10 +111,10 @@ class _Search:
 
     def landed(self, normal: np.ndarray, offset: float):
         """Reflected points (N,3), distances (N,), their gradients (N,3), on seen surface (N,) bool, cosines (N,)."""
-        y = self.x - 2 * (self.x @ normal - offset)[:, None] * normal
+        y = _reflected(self.x, normal, offset)
         near = self.tree.query(y)[1]
         distance, gradient = _distances(self.grid, y)
-        turned = self.facing - 2 * (self.facing @ normal)[:, None] * normal
+        turned = _reflected(self.facing, normal)
         return y, distance, gradient, self.seen[near], (turned * self.normals[near]).sum(1)
 
     def cost(self, normal: np.ndarray, offset: float) -> float:
