@@ -26,7 +26,9 @@ FINE = (Stage(80, 350, (1.2, 0.6), 1.0),)
 THIN_FINE = 0.0035  # metres: half the thickness below which leftovers beside a hand are removed
 THIN_UNSEEN = 0.008  # metres: likewise, where no frame saw the surface
 WARTS = 0.8  # voxels: what is smaller is noise of single points and pixels
-WORSE = 0.03  # IoU with the masks that a completion may cost: masks are fat, and so is what was fitted to them alone
+# IoU with the masks that the first plane of a completion may cost, and each further one. Masks are fat, and so is what
+# was fitted to them alone: that goes with the first plane.
+WORSE, NEXT_WORSE = 0.04, 0.01
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,15 @@ def completed(
     start: Placing, grid: SdfGrid, mesh: Mesh, poses: np.ndarray, planes: list[Mirror], outside
 ) -> tuple[SdfGrid, np.ndarray, list[Mirror]] | None:
     """The grid completed by as many planes as the outlines agree with, where it was filled, and these planes."""
-    fit = outline_fit(start, poses)
+    fit, best = outline_fit(start, poses), None
     least = fit(grid) - WORSE
-    for count in range(len(planes), 0, -1):  # the last is the least sure
+    for count in range(1, len(planes) + 1):  # the surest first
         whole, filled = complete(grid, mesh, planes[:count], outside, start.solids)
         smooth(whole, WARTS)
-        if fit(whole) >= least:
-            return whole, filled, planes[:count]
-    return None
+        if (now := fit(whole)) < least:
+            break
+        best, least = (whole, filled, planes[:count]), now - NEXT_WORSE
+    return best
 
 
 def outline_fit(start: Placing, poses: np.ndarray, most: int = 10) -> Callable[[SdfGrid], float]:
