@@ -28,7 +28,7 @@ THIN_UNSEEN = 0.008  # metres: likewise, where no frame saw the surface
 WARTS = 0.8  # voxels: what is smaller is noise of single points and pixels
 # IoU with the masks that the first plane of a completion may cost, and each further one. Masks are fat, and so is what
 # was fitted to them alone: that goes with the first plane.
-WORSE, NEXT_WORSE = 0.04, 0.01
+WORSE, NEXT_WORSE = 0.06, 0.01
 
 
 @dataclass(frozen=True)
