@@ -8,7 +8,16 @@ import torch
 
 from handhold.geometry.queries import MeshQueries
 from handhold.kernels.grid import SdfGrid
-from handhold.methods.bigs_contact import SOFT, attraction, distances, figures, find_pairs, overlap
+from handhold.methods.bigs_contact import (
+    SOFT,
+    attraction,
+    distances,
+    figures,
+    find_pairs,
+    fingers,
+    overlap,
+    untouched,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 RADIUS = 0.04
@@ -77,3 +86,11 @@ def test_figures_of_two_boxes():
     found = figures(np.stack([other, np.full_like(other, np.nan)]), f, MeshQueries(v, f), np.array([0, 1]))
     assert found.frames == 1 and found.penetration_cm3 == pytest.approx(72, rel=1e-3)
     assert np.isnan(figures(other[None] * np.nan, f, MeshQueries(v, f), np.array([0])).contact)
+
+
+def test_only_parts_that_touch_nowhere_are_pulled():
+    weights = torch.eye(16)[[0, 0, 1, 3, 4, 13, 15]]
+    part = fingers(weights)
+    assert part.tolist() == [0, 0, 1, 1, 2, 5, 5]
+    distance = torch.tensor([0.01, 0.02, 0.01, -0.001, 0.004, 0.003, 0.002])
+    assert untouched(distance, part).tolist() == [True, True, False, False, True, True, True]

@@ -23,7 +23,7 @@ from ..scene import Mesh, Sequence
 from ..shapes.sdf_fit import SdfFitConfig
 from ..shapes.skinned import SkinnedGaussians
 from .base import HAND_SPLATS, OBJECT_SPLATS, Fitted, posed_hand
-from .bigs_contact import Figures, Pairs, attraction, distances, figures, find_pairs, overlap
+from .bigs_contact import Figures, Pairs, attraction, distances, figures, find_pairs, fingers, overlap, untouched
 from .bigs_decoders import Decoded, Explicit
 from .bigs_density import CAP, Movement, densify
 from .bigs_hands import HandPoses, Template
@@ -315,7 +315,7 @@ def motion(s: Subjects, view: View, interaction: Interaction, config: BigsConfig
             vertices = (h.posed(i).vertices - t) @ r
             anchors = torch.as_tensor(pairs.anchors[on], dtype=vertices.dtype, device=vertices.device)
             inside = distances(interaction.grid, vertices.cpu()).to(vertices.device)
-            apart = inside[pairs.ids[on]] > 0  # what overlaps touches already
+            apart = untouched(inside.detach(), fingers(h.model.weights))[pairs.ids[on]]
             loss = loss + WEIGHTS["contact"] * attraction(vertices[pairs.ids[on]][apart], anchors[apart])
             loss = loss + WEIGHTS["overlap"] * overlap(inside)
     return loss

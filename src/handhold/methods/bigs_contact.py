@@ -79,6 +79,20 @@ def attraction(points: Tensor, anchors: Tensor, reach: float = REACH) -> Tensor:
     return torch.where(far, d - 0.5 * reach, 0.5 * d2 / reach).mean()
 
 
+def fingers(weights: Tensor) -> Tensor:
+    """(V,) the part of the hand that a vertex is of, by skinning weights (V,16): 0 the palm, 1 to 5 the fingers."""
+    return (weights.argmax(-1) + 2) // 3
+
+
+def untouched(distance: Tensor, part: Tensor) -> Tensor:
+    """(V,) bool: vertices of those parts of a hand that touch the object nowhere. distance: signed, negative inside.
+
+    A finger that rests on the object with its tip is not to be pulled in with its whole length.
+    """
+    least = distance.new_full((6,), torch.inf).scatter_reduce(0, part, distance, "amin")
+    return least[part] > 0
+
+
 def overlap(distance: Tensor, soft: float = SOFT, deep: float = DEEP) -> Tensor:
     """Mean push of points at signed distances (N,), metres, negative inside; 0 when nothing is deeper than `soft`.
 
