@@ -32,9 +32,8 @@ _TINY = 1e-6  # share of a bone that the template does not give a vertex: the le
 class Template:
     """The subdivided mesh of the right hand at rest, closed at the wrist, with each side's size."""
 
-    parents: np.ndarray  # (N,2) vertices of the hand model, of which each is the middle
     faces: np.ndarray  # (T,3)
-    weights: Tensor  # (N,16) skinning weights: the parents' mean
+    weights: Tensor  # (N,16) skinning weights, of a new vertex the mean of the two it lies between
     points: dict[str, Tensor]  # side -> (N,3) right hand with that side's betas, metres
     rot: dict[str, Tensor]  # side -> (N,3,3), third column the normal
     quat: dict[str, Tensor]
@@ -44,7 +43,7 @@ class Template:
     def of(betas: dict[str, np.ndarray], levels: int = 1, device: str | torch.device = "cpu") -> Template:
         """betas: side -> (10,) shape coefficients; levels: how often the mesh is subdivided."""
         model = HandModel.open("right", device=device).sealed(CAP)
-        faces, pairs = model.faces.cpu().numpy(), None
+        faces = model.faces.cpu().numpy()
         count = len(model.v_template)
         maps = []
         for _ in range(levels):
@@ -64,8 +63,7 @@ class Template:
             points[side], rot[side] = x, tangent_frames(F.normalize(vertex_normals(x, f), dim=-1))
             quat[side] = quat_from_matrix(rot[side])
             spacing = float(area(x, f) / count) ** 0.5
-        pairs = np.arange(count)[:, None].repeat(2, 1) if pairs is None else pairs
-        return Template(pairs, faces, finer(model.weights), points, rot, quat, spacing)
+        return Template(faces, finer(model.weights), points, rot, quat, spacing)
 
     def __len__(self) -> int:
         return len(self.weights)

@@ -15,6 +15,7 @@ BONES = [
     *((9, 13), (13, 14), (14, 15), (15, 16), (13, 17), (17, 18), (18, 19), (19, 20), (0, 17)),
 ]  # of the 21 landmarks, OpenPose order, with the edges of the palm
 CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+SURE_HAND = 0.45  # confidence of landmarks that are there
 MEMORY = 0.15
 """How much less a mask of the frame before tells than landmarks of this one, in sizes of the hand."""
 TRUSTED = 0.85
@@ -50,7 +51,7 @@ def clean(probabilities, features, hands, hand_size, share=None, sides_known=Fal
             BACKGROUND  # smoothing spreads labels a little past the edge: take that back
         )
         label = _absorb_islands(label, round(0.012 * typical_size**2))
-        found = {s: hands[s][0][i] for s in sides if hands[s][1][i] > 0.45 and np.isfinite(hands[s][0][i]).all()}
+        found = {s: hands[s][0][i] for s in sides if hands[s][1][i] > SURE_HAND and np.isfinite(hands[s][0][i]).all()}
         found = {s: q for s, q in found.items() if _mostly_on(label == HAND, q)}
         return label, ndimage.binary_opening(label == OBJECT), found, p.max(-1)
 
@@ -93,7 +94,7 @@ def _named_as_landmarks(share: np.ndarray, hands) -> np.ndarray | None:
     votes = [np.zeros(0)]
     h, w = share.shape[1:]
     for side, (points, confidence) in hands.items():
-        for i in np.flatnonzero(confidence > 0.45):
+        for i in np.flatnonzero(confidence > SURE_HAND):
             x, y = points[i][np.isfinite(points[i]).all(-1)].astype(int).T
             inside = (x >= 0) & (y >= 0) & (x < w) & (y < h)
             right = share[i, y[inside], x[inside]].astype(np.float32)

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from ..parallel import each
 from ._mask_classifier import Features, chromaticity, sure_labels
-from ._mask_cleaning import BACKGROUND, BONES, HAND, OBJECT, OTHER, px
+from ._mask_cleaning import BACKGROUND, BONES, HAND, OBJECT, OTHER, SURE_HAND, px
 
 
 def apparent_size(points: np.ndarray, confidence: np.ndarray) -> np.ndarray:
@@ -38,7 +38,7 @@ class Places:
 
 
 def find_places(i, shape, hands, hand_size) -> Places | None:
-    found = [(s, p[i]) for s, (p, c) in hands.items() if c[i] > 0.45 and np.isfinite(p[i]).all()]
+    found = [(s, p[i]) for s, (p, c) in hands.items() if c[i] > SURE_HAND and np.isfinite(p[i]).all()]
     if not found:
         return None
     h, w = shape
