@@ -12,6 +12,7 @@ from handhold.methods.bigs_contact import (
     SOFT,
     attraction,
     distances,
+    entering,
     figures,
     find_pairs,
     fingers,
@@ -39,7 +40,7 @@ def box(lo, hi):
 
 def test_what_is_apart_is_not_pushed():
     x = torch.tensor([[0.05, 0, 0], [0.5, 0, 0], [0, RADIUS - 0.5 * SOFT, 0]], requires_grad=True)
-    loss = overlap(distances(ball_grid(), x))
+    loss = overlap(distances(ball_grid(), x)[0])
     assert loss == 0
     loss.backward()
     assert (x.grad == 0).all()
@@ -49,7 +50,7 @@ def test_overlap_falls_along_the_way_out():
     costs = []
     for depth in (0.02, 0.012, 0.008, 0.004):
         x = torch.tensor([[RADIUS - depth, 0, 0]], requires_grad=True)
-        loss = overlap(distances(ball_grid(), x))
+        loss = overlap(distances(ball_grid(), x)[0])
         loss.backward()
         assert x.grad[0, 0] < 0 and x.grad[0, 1:].abs().max() < 0.2 * -x.grad[0, 0]
         costs.append(loss.item())
@@ -94,3 +95,12 @@ def test_only_parts_that_touch_nowhere_are_pulled():
     assert part.tolist() == [0, 0, 1, 1, 2, 5, 5]
     distance = torch.tensor([0.01, 0.02, 0.01, -0.001, 0.004, 0.003, 0.002])
     assert untouched(distance, part).tolist() == [True, True, False, False, True, True, True]
+
+
+def test_a_fingertip_past_the_middle_is_not_pushed_through():
+    x = torch.tensor([[0.0, 0.0, 0.9], [0.0, 0.0, -0.4], [0.0, 0.0, 1.2]]) * RADIUS
+    down = torch.tensor([[0.0, 0.0, -1.0]]).expand(3, -1)  # a finger from above; the second tip is past the middle
+    distance, gradient = distances(ball_grid(), x)
+    assert distance[0] < 0 and distance[1] < 0 and distance[2] > 0
+    kept = entering(distance, down, gradient)
+    assert kept[0] == distance[0] and kept[1] == 1 and kept[2] == distance[2]

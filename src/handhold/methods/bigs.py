@@ -16,6 +16,7 @@ import torch
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from ..geometry.meshes import vertex_normals
 from ..geometry.queries import MeshQueries
 from ..hand import HandModel
 from ..priors.sds import SKIPPED, Guidance
@@ -23,7 +24,18 @@ from ..scene import Mesh, Sequence
 from ..shapes.sdf_fit import SdfFitConfig
 from ..shapes.skinned import SkinnedGaussians
 from .base import HAND_SPLATS, OBJECT_SPLATS, Fitted, posed_hand
-from .bigs_contact import Figures, Pairs, attraction, distances, figures, find_pairs, fingers, overlap, untouched
+from .bigs_contact import (
+    Figures,
+    Pairs,
+    attraction,
+    distances,
+    entering,
+    figures,
+    find_pairs,
+    fingers,
+    overlap,
+    untouched,
+)
 from .bigs_decoders import Decoded, Explicit
 from .bigs_density import CAP, Movement, densify
 from .bigs_hands import HandPoses, Template
@@ -314,10 +326,11 @@ def motion(s: Subjects, view: View, interaction: Interaction, config: BigsConfig
             r, t = object_pose[i]
             vertices = (h.posed(i).vertices - t) @ r
             anchors = torch.as_tensor(pairs.anchors[on], dtype=vertices.dtype, device=vertices.device)
-            inside = distances(interaction.grid, vertices.cpu()).to(vertices.device)
+            inside, out = (x.to(vertices.device) for x in distances(interaction.grid, vertices.cpu()))
             apart = untouched(inside.detach(), fingers(h.model.weights))[pairs.ids[on]]
             loss = loss + WEIGHTS["contact"] * attraction(vertices[pairs.ids[on]][apart], anchors[apart])
-            loss = loss + WEIGHTS["overlap"] * overlap(inside)
+            skin = vertex_normals(vertices.detach(), h.model.faces)
+            loss = loss + WEIGHTS["overlap"] * overlap(entering(inside, skin, out.detach()))
     return loss
 
 

@@ -102,11 +102,23 @@ def overlap(distance: Tensor, soft: float = SOFT, deep: float = DEEP) -> Tensor:
     return (deep * d2 / (d2 + deep * deep)).mean()
 
 
-def distances(grid: SdfGrid, points: Tensor) -> Tensor:
-    """(N,) signed distances of points (N,3) of the object's frame, differentiable in the points; far ones positive."""
+def distances(grid: SdfGrid, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Signed distances (N,) of points (N,3) of the object's frame, far ones positive, and their gradients (N,3).
+
+    Differentiable in the points.
+    """
     inside = ((points > grid.lo) & (points < grid.lo + grid.h * (grid.R - 1))).all(-1)
-    phi = grid.sample_sdf(points)[0]
-    return torch.where(inside, phi, torch.ones_like(phi))
+    phi, gradient = grid.sample_sdf(points)
+    return torch.where(inside, phi, torch.ones_like(phi)), gradient
+
+
+def entering(distance: Tensor, outward: Tensor, gradient: Tensor) -> Tensor:
+    """`distance` (N,) where the hand's skin faces the surface that it came through, 1 elsewhere.
+
+    A fingertip beyond the middle of a thin object is nearest to the far side: to push it there is to push it on.
+    outward (N,3): the skin's normals; gradient (N,3): where the distance grows.
+    """
+    return torch.where((outward * gradient).sum(-1) < 0, distance, torch.ones_like(distance))
 
 
 @dataclass(frozen=True)
