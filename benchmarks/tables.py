@@ -260,7 +260,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict], str]]] = {
     "regressors": ("frontend.json", regressor_table),
     "segmenter": ("frontend.json", segmenter_table),
     "families": ("families.json", regressor_table),
-    "methods": ("methods.json", tables_methods.methods_table("rigid", "bigs", "hold")),
+    "methods": ("methods.json", tables_methods.methods_table("rigid", "bigs", "hold", variants=False)),
     "bigs": ("methods.json", tables_methods.methods_table("rigid", "bigs")),
     "hold": ("methods.json", tables_methods.methods_table("rigid", "hold")),
     "tracking": ("tracking.json", tables_tracking.results_table),

@@ -20,11 +20,13 @@ COLUMNS = (  # title, metric, format
 )
 
 
-def methods_table(*names: str) -> Callable[[dict], str]:
+def methods_table(*names: str, variants: bool = True) -> Callable[[dict], str]:
     """A maker of the table of these methods, with those of their variants (`NAME:VARIANT`) that were measured."""
 
     def make(results: dict) -> str:
         chosen = {k: v for k, v in results.get("methods", {}).items() if k.partition(":")[0] in names}
+        if not variants:
+            chosen = {k: v for k, v in chosen.items() if k in names}
         rows = [(name, clip, row) for name, clips in chosen.items() for clip, row in clips.items()]
         if not rows:
             return NOTHING.format(" ".join(names))

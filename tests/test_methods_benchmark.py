@@ -47,6 +47,7 @@ def test_the_table_has_a_row_for_each_method_and_clip():
     lines = tables_methods.methods_table("rigid", "bigs")(results).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert len(table) == 6 and len({line.count("|") for line in table}) == 1
+    assert "plain" not in tables_methods.methods_table("rigid", "bigs", variants=False)(results)
     assert [line.split("|")[2].strip() for line in table[2:]] == ["rigid", "bigs", "bigs, plain", "bigs"]
     assert "no hand" in table[-1]
     assert "No results yet" in tables_methods.methods_table("hold")({})
