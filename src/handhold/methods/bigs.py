@@ -59,7 +59,7 @@ WEIGHTS = {
     "tracked": 0.02,  # hands stay near the tracked pose
     "limits": 0.1,  # joints stay within a hand's
     "steady": 0.02,  # of velocity changes, radians and centimetres squared
-    "contact": 0.5,  # per metre
+    "contact": 0.1,  # per metre; more draws whole hands into the object
     "overlap": 1.5,  # per metre
     "skinning": 100.0,  # weights stay the template's
     "perceptual": 0.1,  # with a network of the user's alone
