@@ -104,7 +104,8 @@ def _common_scale(hands, cam_from_object: np.ndarray, report: Progress | None) -
         wrists = [h.joints[h.confidence > 0, 0, 2] for h in hands.values()]
         distance = float(np.nanmedian(np.concatenate([*wrists, np.zeros(0)]))) if any(map(len, wrists)) else 0.5
         return distance / float(np.nanmedian(cam_from_object[:, 2, 3]))
-    if len(logs) == 2 and (weights > 0).all() and abs(logs[0] - logs[1]) > 0.25:
+    apart = len(logs) == 2 and (weights > 0).all() and abs(logs[0] - logs[1]) > 0.25
+    if apart and report is not None:
         report.note(
             f"the two hands disagree on the object's scale by {100 * (np.exp(abs(logs[0] - logs[1])) - 1):.0f} %"
         )
