@@ -149,11 +149,12 @@ def track(run: Run, config: Config, report: Progress) -> None:
 def object_motion(
     sequence: Sequence, run: Run, config: Config, report: Progress, say, meanwhile=lambda: None
 ) -> SfmResult:
-    """Structure from motion on the object."""
+    """Structure from motion on the object, with the pixels of the hands that may hold it."""
+    from ..tracking.contact import may_hold
     from ..tracking.sfm import structure_from_motion
 
     without = config.track.without
-    hand_masks = [sequence.masks[s] for s in SIDES if s in sequence.masks]
+    hand_masks = [sequence.masks[s] for s in SIDES if may_hold(sequence, s)]
     all_hands = np.any(hand_masks, axis=0) if hand_masks and "hand-pixels" not in without else None
     return structure_from_motion(
         sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed, say, all_hands,

@@ -28,12 +28,13 @@ def fit_hands(
     say=lambda share, what: None,
     scale: float | None = None,
 ) -> tuple[dict[str, GraspFit], float]:
-    """The hands in the object's frame, or each alone where the object has no poses, and metres per unit of `sfm`.
+    """The hands that may hold the object in its frame, others alone (all, where it has no poses); metres per unit of
+    `sfm`.
 
     report: for what the user should know, None to say nothing; say: called with 0..1 and what is done; scale: what an
     earlier fit found, which two hands then need not agree on again.
     """
-    from ..tracking.contact import beside_in_picture
+    from ..tracking.contact import beside_in_picture, may_hold
     from ..tracking.fiducial import stiff_hand
     from ..tracking.grasp import HIDDEN, fit_grasp, fit_hand
 
@@ -42,19 +43,27 @@ def fit_hands(
     models = {s: HandModel.open(s, dtype=torch.float64) for s in sides_of(sequence, report)}
     lost = int(sfm.registered.sum()) < 3
     hands = {}
+    holding = [s for s in models if may_hold(sequence, s)] or list(models)
+
+    def fit_alone(s: str) -> GraspFit:
+        marks = sequence.landmarks[s]
+        return fit_hand(models[s], sequence.K, marks, marks.source == "mediapipe", sequence.regressed.get(s))
+
     if lost or "grasp" in without:
         for s, m in models.items():
-            marks, seen = sequence.landmarks[s], sequence.regressed.get(s)
-            clicked = marks.source == "mediapipe"
-            hands[s] = fit_hand(m, sequence.K, marks, clicked, seen)
+            hands[s] = fit_alone(s)
             beside = s in hand_masks and beside_in_picture(hand_masks[s], sequence.masks["object"]).mean() > 0.5
             if lost and beside and "fiducial" not in without:
-                hands[s] = stiff_hand(m, sequence.K, marks, hands[s], clicked, seen)
+                marks = sequence.landmarks[s]
+                clicked = marks.source == "mediapipe"
+                hands[s] = stiff_hand(m, sequence.K, marks, hands[s], clicked, sequence.regressed.get(s))
         return hands, 1.0 if lost else _common_scale(hands, sfm.cam_from_object, report)
-    for again in range(int(len(models) == 2 and scale is not None), 2):
-        say(again / 2, f"{' and '.join(models)} hand in the object's frame")
+    for again in range(int(len(holding) == 2 and scale is not None), 2):
+        say(again / 2, f"{' and '.join(holding)} hand in the object's frame")
 
         def fit(s: str, known: tuple[float, float] | None = (scale, 0.01) if again else None) -> GraspFit:
+            if s not in holding:
+                return fit_alone(s)
             others = [m for side, m in hand_masks.items() if side != s]
             return fit_grasp(
                 models[s], sequence.K, sfm.cam_from_object, sfm.registered, sfm.confidence, sequence.landmarks[s],
@@ -68,7 +77,7 @@ def fit_hands(
 
         hands = dict(zip(models, each(fit, models), strict=True))
         scale = _common_scale(hands, sfm.cam_from_object, report)
-        if len(hands) == 1:
+        if len(holding) == 1:
             break  # two hands must agree on the object's size; one hand alone does
     return hands, scale
 

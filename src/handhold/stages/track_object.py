@@ -33,26 +33,30 @@ def hands_alone(sequence: Sequence) -> dict[str, GraspFit]:
 
 
 def believed(sequence: Sequence, sfm: SfmResult, alone: dict[str, GraspFit], report: Progress) -> SfmResult:
-    """`sfm`, or nothing where the hand that holds the object turns otherwise: features that stand on noise or shading
-    give models that agree with themselves and are wrong. alone: `hands_alone`."""
+    """`sfm` where the hand that holds the object bears it out; else mended, or nothing.
+
+    Features that stand on noise or shading give models that agree with themselves and are wrong; parts between which
+    nothing can be followed are joined wrongly (`tracking.seams`). alone: `hands_alone`.
+    """
     from ..tracking.contact import beside_in_picture
     from ..tracking.fiducial import CONTRADICTS, cam_from_hand, contradiction
+    from ..tracking.seams import Witness, mend
     from ..tracking.sfm import nothing
 
     if not sfm.registered.any():
         return sfm
+    witnesses = {}
     for s, hand in alone.items():
-        model = HandModel.open(s, dtype=torch.float64)
+        wrist = cam_from_hand(HandModel.open(s, dtype=torch.float64), hand.pose, hand.joints)
         beside = beside_in_picture(sequence.masks[s], sequence.masks["object"])
-        apart = contradiction(
-            sfm.cam_from_object, cam_from_hand(model, hand.pose, hand.joints), hand.confidence, beside
-        )
+        witnesses[s] = Witness(wrist, hand.confidence, beside)
+        apart = contradiction(sfm.cam_from_object, wrist, hand.confidence, beside)
         if apart is not None and apart > CONTRADICTS:
             turn = f"{np.degrees(apart):.0f} degrees"
             why = f"structure from motion is not believed: the {s} hand turns otherwise by {turn}"
             report.note(why)
             return nothing(len(sequence), why, sfm.fragments)
-    return sfm
+    return mend(sfm, witnesses)
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
+from ..scene import Sequence
+
 NEAR = 0.012  # metres between a hand's surface and the object's for contact: what tracking is off by
 FEW = 8  # of a hand's vertices that must be that near
 LASTING = 4  # frames
+HOLDING = 0.3  # of the frames, in which a hand that holds the object is beside it
 GAP = 2  # frames that a contact may be lost and is still the same
 
 
@@ -45,6 +48,12 @@ def contact_windows(gap: np.ndarray, near: float = NEAR, lasting: int = LASTING,
             windows.append([int(i), int(i) + 1])
     long = [w for w in windows if np.isfinite(gap[w[0] : w[1]]).sum() >= lasting]
     return np.asarray(long, np.int64).reshape(-1, 2)
+
+
+def may_hold(sequence: Sequence, side: str) -> bool:
+    """Whether the hand has a mask that lies beside the object's in enough frames for it to hold the object."""
+    hand = sequence.masks.get(side)
+    return hand is not None and beside_in_picture(hand, sequence.masks["object"]).mean() > HOLDING
 
 
 def beside_in_picture(hand: np.ndarray, thing: np.ndarray, reach: float = 0.012) -> np.ndarray:
