@@ -94,7 +94,8 @@ def track(run: Run, config: Config, report: Progress) -> None:
 
     sfm = object_motion(sequence, run, config, report, partial(_part, report, 0.1, 0.5), meanwhile)
     sfm = believed(sequence, sfm, alone, report)
-    hands, scale = fit_hands(sequence, sfm, config, report, partial(_part, report, 0.5, 0.65))
+    fitted = partial(fit_hands, config=config, alone=alone)
+    hands, scale = fitted(sequence, sfm, report=report, say=partial(_part, report, 0.5, 0.65))
     if int(sfm.registered.sum()) >= 3 and again:
         anew = partial(masks_anew, probabilities=load_probabilities(run), seed=config.seed, look=looks[0])
         first, sequence = sequence, anew(sequence, sfm, scale, hands, say=partial(_part, report, 0.65, 0.85))
@@ -106,10 +107,13 @@ def track(run: Run, config: Config, report: Progress) -> None:
             second = believed(sequence, second, alone, report)
             if second.registered.sum() >= sfm.registered.sum():
                 sfm = second
-                hands, scale = fit_hands(sequence, sfm, config, None, partial(_part, report, 0.9, 0.92))
+                hands, scale = fitted(sequence, sfm, report=None, say=partial(_part, report, 0.9, 0.92))
                 sequence = anew(sequence, sfm, scale, hands, say=partial(_part, report, 0.92, 0.95))
         write_masks(run.track_dir / "masks", sequence.masks, sequence.indices)
-        hands, scale = fit_hands(sequence, sfm, config, None, partial(_part, report, 0.95, 1.0), scale)
+        hands, scale = fitted(sequence, sfm, report=None, say=partial(_part, report, 0.95, 1.0), scale=scale)
+    if sfm.registered.any():
+        for s in (s for s, h in hands.items() if h is alone.get(s)):
+            report.note(f"The {s} hand does not go along with the object: it was fitted alone.")
     for note in sfm.notes:
         report.note(note)
     for note in rungs.doubts(sfm.reason):

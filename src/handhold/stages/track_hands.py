@@ -27,12 +27,14 @@ def fit_hands(
     report: Progress | None,
     say=lambda share, what: None,
     scale: float | None = None,
+    alone: dict[str, GraspFit] | None = None,
 ) -> tuple[dict[str, GraspFit], float]:
     """The hands that may hold the object in its frame, others alone (all, where it has no poses); metres per unit of
     `sfm`.
 
     report: for what the user should know, None to say nothing; say: called with 0..1 and what is done; scale: what an
-    earlier fit found, which two hands then need not agree on again.
+    earlier fit found, which two hands then need not agree on again; alone: `track_object.hands_alone`, whose fit stays
+    where the object's frame does not explain the hand better.
     """
     from ..tracking.contact import beside_in_picture, may_hold
     from ..tracking.fiducial import stiff_hand
@@ -42,10 +44,12 @@ def fit_hands(
     hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
     models = {s: HandModel.open(s, dtype=torch.float64) for s in sides_of(sequence, report)}
     lost = int(sfm.registered.sum()) < 3
-    hands = {}
+    hands, alone = {}, alone or {}
     holding = [s for s in models if may_hold(sequence, s)] or list(models)
 
     def fit_alone(s: str) -> GraspFit:
+        if s in alone:
+            return alone[s]
         marks = sequence.landmarks[s]
         return fit_hand(models[s], sequence.K, marks, marks.source == "mediapipe", sequence.regressed.get(s))
 
@@ -76,6 +80,9 @@ def fit_hands(
             )  # fmt: skip
 
         hands = dict(zip(models, each(fit, models), strict=True))
+        for s, h in hands.items():
+            if s in alone and alone[s].confidence.mean() >= h.confidence.mean():
+                hands[s] = alone[s]
         scale = _common_scale(hands, sfm.cam_from_object, report)
         if len(holding) == 1:
             break  # two hands must agree on the object's size; one hand alone does
@@ -100,16 +107,14 @@ def sides_of(sequence: Sequence, report: Progress | None = None) -> list[str]:
 def _common_scale(hands, cam_from_object: np.ndarray, report: Progress | None) -> float:
     """Metres per unit of the object's frame: the hands' own estimates, weighted by how sure each is.
 
-    When no hand tells (none was seen in enough frames where the object's pose is known) the object is put as far away
-    as the hands are, and the result is marked partial.
+    When no hand tells (none goes along with the object and was seen well enough) the object is put as far away as the
+    hands are, and the result is marked partial.
     """
     logs = np.array([np.log(h.scale) for h in hands.values()])
     weights = np.array([1.0 / max(h.scale_std, 0.01) ** 2 for h in hands.values()])
     if not weights.sum() > 0:
         if report is not None:
-            report.partial(
-                "The object's size is a guess: no hand was seen well enough while the object's pose was known."
-            )
+            report.partial("The object's size is a guess: no hand that goes along with it was seen well enough.")
         wrists = [h.joints[h.confidence > 0, 0, 2] for h in hands.values()]
         distance = float(np.nanmedian(np.concatenate([*wrists, np.zeros(0)]))) if any(map(len, wrists)) else 0.5
         return distance / float(np.nanmedian(cam_from_object[:, 2, 3]))
