@@ -20,7 +20,7 @@ from .sfm import SfmResult
 NEAR = 4  # frames on either side in which a point must be followed
 FEW = 15  # points followed over a seam at most
 LEAST = 3  # frames of a part that can be moved
-CONTRADICTS = 0.8  # radians; hands that hold differ by up to 0.5 between the right parts of the bench's clips
+TURNED, GROWN = 0.6, 0.4  # radians, of the logarithm of size, by which right parts never seem apart (to 0.4, 0.25)
 MOVED = 0.25  # of the confidence that is left of a part that stands as the hand says
 _SURE = 0.1  # confidence of a hand that may tell
 _PLACE = 0.03  # metres by which a lone hand is misplaced
@@ -70,8 +70,9 @@ def mend(sfm: SfmResult, hands: dict[str, Witness]) -> SfmResult:
     for part in (p for p in rest if len(p) >= LEAST):
         told = {s: (_held(sfm, h, whole), _held(sfm, h, part)) for s, h in hands.items()}
         told = {s: (a, b) for s, (a, b) in told.items() if a is not None and b is not None}
-        apart = {s: float((a.turn.inv() * b.turn).magnitude()) for s, (a, b) in told.items()}
-        if not told or min(apart.values()) < CONTRADICTS:
+        turned = {s: float((a.turn.inv() * b.turn).magnitude()) for s, (a, b) in told.items()}
+        grown = {s: float(np.log(b.unit / a.unit)) for s, (a, b) in told.items()}
+        if not told or any(turned[s] < TURNED and abs(grown[s]) < GROWN for s in told):
             continue
         side = max(told, key=lambda s: min(h.weight for h in told[s]))
         a, b = told[side]
@@ -85,8 +86,9 @@ def mend(sfm: SfmResult, hands: dict[str, Witness]) -> SfmResult:
         confidence[part] *= MOVED
         reason[part] = rungs.FIDUCIAL
         notes.append(
-            f"frames {part[0]}-{part[-1]} share no followed point with the rest, and the {side} hand holds the object "
-            f"otherwise there by {np.degrees(apart[side]):.0f} degrees: they are placed as the hand says"
+            f"frames {part[0]}-{part[-1]} share no followed point with the rest, and in the {side} hand the object is "
+            f"turned by {np.degrees(turned[side]):.0f} degrees and {np.exp(grown[side]):.2f} times as large there: "
+            "they are placed as the hand says"
         )
     if not notes:
         return sfm
