@@ -72,6 +72,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
     from ..export.meshes import write_ply
     from ..tracking import rungs
     from ..tracking.camera import estimate_camera
+    from ..tracking.contact import may_hold
     from ..tracking.masks import look_at
 
     without = config.track.without
@@ -111,6 +112,8 @@ def track(run: Run, config: Config, report: Progress) -> None:
                 sequence = anew(sequence, sfm, scale, hands, say=partial(_part, report, 0.92, 0.95))
         write_masks(run.track_dir / "masks", sequence.masks, sequence.indices)
         hands, scale = fitted(sequence, sfm, report=None, say=partial(_part, report, 0.95, 1.0), scale=scale)
+    if not any(may_hold(sequence, s) for s in hands):
+        report.partial("No hand is beside the object for long: what was taken for it may be held by nobody.")
     if sfm.registered.any():
         for s in (s for s, h in hands.items() if h is alone.get(s)):
             report.note(f"The {s} hand does not go along with the object: it was fitted alone.")
