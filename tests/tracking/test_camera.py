@@ -38,7 +38,7 @@ def tracks(world_from_cam, noise=0.1, points=160, seed=0):
     p = np.unique(p, return_inverse=True)[1]
     none = np.zeros((0, 128), np.float32)
     xy = x[np.nonzero((np.abs(x) < [0.52, 0.39]).all(-1))]
-    return bundle.Tracks(f, p, xy, 230.0, len(x), np.arange(len(f)), np.zeros(0, np.int64), none, motion.MIN_ANGLE)
+    return bundle.Tracks(f, p, xy, 230.0, len(x), np.zeros(0, np.int64), none, motion.MIN_ANGLE)
 
 
 def test_a_static_camera_is_static_in_noise_and_before_a_hand(tmp_path):

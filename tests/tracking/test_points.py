@@ -34,7 +34,7 @@ def seen_points(count: int, poses: np.ndarray, noise: float = 0.0, seed: int = 0
         xy.append((c[:, :2] / c[:, 2:])[facing] + noise * rng.normal(size=(facing.sum(), 2)) / K[0, 0])
     none = np.zeros(0, np.int64)
     frame, track, xy = map(np.concatenate, (frame, track, xy))
-    t = bundle.Tracks(frame, track, xy, K[0, 0], len(poses), none, none, np.zeros((0, 128), np.float32), ANGLE)
+    t = bundle.Tracks(frame, track, xy, K[0, 0], len(poses), none, np.zeros((0, 128), np.float32), ANGLE)
     return t, x
 
 

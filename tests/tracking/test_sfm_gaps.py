@@ -40,7 +40,7 @@ def test_the_model_turns_on_evenly_about_its_middle():
 
 def test_tracks_end_at_the_gap_and_what_spans_it_confirms_it():
     frame, track = np.repeat(np.arange(11), 2), np.tile([0, 1], 11)
-    t = Tracks(frame, track, np.zeros((22, 2)), 500.0, 11, np.arange(22), np.zeros(0, int), np.zeros((0, 128)))
+    t = Tracks(frame, track, np.zeros((22, 2)), 500.0, 11, np.zeros(0, int), np.zeros((0, 128)))
     cut = cut_tracks(t, [3])
     assert len(cut.common(3, 4)[0]) == 0 and len(cut.common(0, 3)[0]) == 2 and len(cut.common(4, 10)[0]) == 2
     assert np.array_equal(cut_tracks(t, []).track, track)

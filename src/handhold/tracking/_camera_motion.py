@@ -32,7 +32,7 @@ def background_tracks(
     x = (xy - K[:2, 2]) / [K[0, 0], K[1, 1]]
     none = np.zeros((0, 128), np.float32)
     return bundle.Tracks(
-        rows[:, 0], rows[:, 1], x, float(K[0, 0]), len(frames), np.arange(len(rows)), np.zeros(0, np.int64), none,
+        rows[:, 0], rows[:, 1], x, float(K[0, 0]), len(frames), np.zeros(0, np.int64), none,
         MIN_ANGLE,
     )  # fmt: skip
 

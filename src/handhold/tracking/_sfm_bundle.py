@@ -28,7 +28,6 @@ class Tracks:
     x: np.ndarray  # (N,2) normalised
     focal: float
     frames: int
-    row: np.ndarray  # (N,) the observation's number in the caller's arrays
     described: np.ndarray  # (M,) rows of the observations that have a SIFT descriptor
     descriptor: np.ndarray  # (M,128) float32, unit length
     min_angle: float = MIN_ANGLE  # radians; see there
@@ -106,7 +105,7 @@ def select(t: Tracks, mine: np.ndarray) -> Tracks:
     """The observations `mine` (N,) bool alone, without descriptors."""
     none = np.zeros(0, np.int64)
     return Tracks(
-        t.frame[mine], t.track[mine], t.x[mine], t.focal, t.frames, t.row[mine], none, np.zeros((0, 128), np.float32),
+        t.frame[mine], t.track[mine], t.x[mine], t.focal, t.frames, none, np.zeros((0, 128), np.float32),
         t.min_angle,
     )  # fmt: skip
 
@@ -119,12 +118,13 @@ def adjust(
     rounds: int = 12,
     per_frame: int = 300,
     scale: float = 1.0,
+    reach: float = 3 * PIXELS,
 ) -> np.ndarray:
     """Bundle adjustment: Levenberg-Marquardt, Schur complement, Cauchy of `scale` pixels, rotations updated on SO(3).
 
     Only each frame's `per_frame` longest tracks take part: more adds time, not exactness. Returns the poses.
     """
-    row = np.flatnonzero((error < 3 * PIXELS) & np.isfinite(X[t.track, 0]))
+    row = np.flatnonzero((error < reach) & np.isfinite(X[t.track, 0]))
     if len(row) < 30:
         return poses
     length = np.bincount(t.track[row], minlength=t.count)

@@ -7,7 +7,6 @@ as dense and exact as between neighbours. A pair counts where one pose, near the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import cv2
@@ -17,10 +16,11 @@ from scipy.spatial.transform import Rotation
 from ..parallel import each
 from ._sfm_bundle import PIXELS, Tracks, is_registered
 from ._sfm_flow import pair_flow
+from ._sfm_refine import pnp
 
 APART = 7  # frames
 WIDEST = np.radians(25.0)  # between the directions from which two frames see the object
-PARTNERS = 3  # per frame
+PARTNERS = 2  # per frame
 ERROR = 0.6  # pixels, there and back
 OFF = 20.0  # pixels from where the poses put it, at most
 TURNED = np.radians(20.0)  # between a frame's pose and the one its partner gives it, at most
@@ -40,11 +40,11 @@ def far_pairs(poses: np.ndarray, middle: np.ndarray) -> list[tuple[int, int]]:
 
 
 def close_by_flow(
-    grey: np.ndarray, masks: np.ndarray, K: np.ndarray, poses: np.ndarray, X: np.ndarray, t: Tracks, pnp: Callable
+    grey: np.ndarray, masks: np.ndarray, K: np.ndarray, poses: np.ndarray, X: np.ndarray, t: Tracks
 ) -> tuple[Tracks, int]:
-    """`t` with points seen in frames far from those that made them, and how many.
+    """`t` with points (P,3) of `X` seen in frames far from those that made them, and how many were added.
 
-    grey (F,H,W) uint8, masks (F,H,W) bool, X (P,3). pnp: `_sfm_refine.pnp`.
+    grey (F,H,W) uint8, masks (F,H,W) bool.
     """
     if not np.isfinite(X).any():
         return t, 0
@@ -95,7 +95,5 @@ def close_by_flow(
     new = ~np.isin(key, t.frame * t.count + t.track)
     _, first = np.unique(key[new], return_index=True)
     pick = np.flatnonzero(new)[np.sort(first)]
-    return replace(
-        t, frame=np.r_[t.frame, frame[pick]], track=np.r_[t.track, track[pick]], x=np.r_[t.x, x[pick]],
-        row=np.r_[t.row, np.full(len(pick), -1)],
-    ), len(pick)  # fmt: skip
+    more = {"frame": np.r_[t.frame, frame[pick]], "track": np.r_[t.track, track[pick]], "x": np.r_[t.x, x[pick]]}
+    return replace(t, **more), len(pick)

@@ -95,7 +95,6 @@ def close(poses: np.ndarray, X: np.ndarray, t, radius: float, apart: int = 7):
         frame=t.frame[first],
         track=track[first],
         x=t.x[first],
-        row=t.row[first],
         described=place[t.described[keep]],
         descriptor=t.descriptor[keep],
     )

@@ -5,7 +5,7 @@ Poses are cam_from_object (F,4,4), NaN if unregistered; tracks and points are th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -222,11 +222,17 @@ def merge(base: np.ndarray, piece: np.ndarray, X: np.ndarray, t: Tracks) -> np.n
 
 
 def assemble(
-    models: np.ndarray, t: Tracks, seed: int = 0, merging: bool = True, bridges: Sequence[int] = ()
+    models: np.ndarray,
+    t: Tracks,
+    seed: int = 0,
+    merging: bool = True,
+    bridges: Sequence[int] = (),
+    far: Callable[[np.ndarray, np.ndarray, Tracks], tuple[Tracks, int]] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tracks, tuple[str, ...]]:
     """Sub-models (M,F,4,4) -> poses (F,4,4), trust (F,) in [0,1], reason (F,) str, tracks with loops closed, notes.
 
-    merging: join sub-models and place single frames; False keeps the largest piece alone; bridges: see `split`.
+    merging: join sub-models and place single frames; False keeps the largest piece alone; bridges: see `split`; far:
+    `_sfm_far.close_by_flow` of the clip.
     """
     essentials: dict = {}
     notes: list[str] = []
@@ -247,6 +253,11 @@ def assemble(
         t, joined = close(poses, triangulate(poses, t)[0], t, radius)
         poses = _polish(poses, t, 15, FINE)
         notes.append(f"{joined} loops closed within {radius:.0f} pixels")
+    if far is not None:
+        t, joined = far(poses, triangulate(poses, t)[0], t)
+        if joined:
+            poses = _polish(poses, t, 15, FINE)
+            notes.append(f"{joined} points found in frames far apart by flow")
     return _check(poses, t, essentials, reason, notes, seed, merging, bridges)
 
 

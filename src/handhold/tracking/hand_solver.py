@@ -79,6 +79,9 @@ def landmark_offsets(model: HandModel) -> Tensor:
     return 1e-3 * torch.tensor(_MEDIAPIPE_MM, dtype=F64) * (torch.tensor([-1.0, 1, 1]) if model.side == "left" else 1.0)
 
 
+FARTHEST = math.log(100)  # times an object's distance, and its inverse: evidence at odds would drive a scale for ever
+
+
 @dataclass(frozen=True, eq=False)
 class HandState:
     """S hands. Rotations are absolute (no pose mean), the first places the hand in its frame."""
@@ -99,7 +102,7 @@ class HandState:
             self.rot @ rigid.so3_exp(w),
             self.transl + step[:, 48:51],
             self.betas + step[:, SHAPE],
-            self.log_scale + step[:, 61],
+            (self.log_scale + step[:, 61]).clamp(-FARTHEST, FARTHEST),
         )
 
     def angles(self, frames: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ def follow(obs: Observations) -> bundle.Tracks:
     focal = obs.K[[0, 1], [0, 1]]
     none = np.zeros(0, np.int64)
     return bundle.Tracks(
-        rows[:, 0], rows[:, 1], (xy - obs.K[:2, 2]) / focal, float(focal[0]), len(grey), np.arange(len(xy)), none,
+        rows[:, 0], rows[:, 1], (xy - obs.K[:2, 2]) / focal, float(focal[0]), len(grey), none,
         np.zeros((0, 128), np.float32), ANGLE,
     )  # fmt: skip
 

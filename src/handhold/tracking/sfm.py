@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -27,6 +28,7 @@ from ..scene import load_npz, save_npz
 from . import _sfm_bundle as bundle
 from . import _sfm_gaps as gaps
 from . import _sfm_refine as refine
+from ._sfm_far import close_by_flow
 from ._sfm_flow import UPSAMPLE, flow_tracks, pair_flow
 
 MIN_PIXELS = 60
@@ -142,7 +144,8 @@ def structure_from_motion(
     made = {}
     for k, name in enumerate(regions):
         tell(0.7 + 0.3 * k / len(regions), f"joining sub-models ({name})")
-        made[name] = _solve(z, name, frames, K, seed, merging, cuts)
+        far = partial(close_by_flow, grey, masks if name == "object" else region, K) if loops else None
+        made[name] = _solve(z, name, frames, K, seed, merging, cuts, far)
     chosen = "object"
     if len(regions) > 1:
         # the object is what is asked for: the hand's pixels must place clearly more frames to be believed over it
@@ -179,8 +182,8 @@ def _tracks(z: dict, name: str, K: np.ndarray, count: int) -> bundle.Tracks:
     track, xy = z[f"{name}_track"], z[f"{name}_xy"]
     d = z[f"{name}_descriptor"].astype(np.float32)
     d /= np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-9)
-    x, row = _normalise(xy, K), np.arange(len(xy))
-    return bundle.Tracks(track[:, 0], track[:, 1], x, float(K[0, 0]), count, row, z[f"{name}_described"], d)
+    x = _normalise(xy, K)
+    return bundle.Tracks(track[:, 0], track[:, 1], x, float(K[0, 0]), count, z[f"{name}_described"], d)
 
 
 def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int, cuts: list[int]) -> SfmResult:
@@ -266,7 +269,7 @@ def _finish(worker: subprocess.Popen, workdir: Path, tracks: dict[str, np.ndarra
 
 
 def _solve(
-    z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int, merging: bool, cuts: list[int]
+    z: dict, name: str, frames: np.ndarray, K: np.ndarray, seed: int, merging: bool, cuts: list[int], far=None
 ) -> SfmResult:
     """From the mapper's models of one region to one result."""
     count, models, xy = len(frames), z[f"{name}_poses"], z[f"{name}_xy"]
@@ -275,7 +278,7 @@ def _solve(
         return nothing(count, "no two frames share enough features", fragments)
     try:
         poses, trust, reason, t, notes = refine.assemble(
-            models, gaps.cut_tracks(_tracks(z, name, K, count), cuts), seed, merging, cuts
+            models, gaps.cut_tracks(_tracks(z, name, K, count), cuts), seed, merging, cuts, far
         )
     except np.linalg.LinAlgError:
         return nothing(count, "the sub-models are degenerate: too little depth or turning", fragments)
@@ -284,7 +287,7 @@ def _solve(
         return nothing(count, "no sub-model agrees with the motion between its frames", fragments)
     X, error = bundle.triangulate(poses, t)
     fit = error < bundle.PIXELS
-    xy = xy[t.row]
+    xy = t.x * K[[0, 1], [0, 1]] + K[:2, 2]
     point, index = np.unique(t.track[fit], return_inverse=True)
     inliers = np.bincount(t.frame[fit], minlength=count)
     h, w = frames.shape[1:3]
@@ -297,10 +300,9 @@ def _solve(
         .astype(np.uint8)
     )
     confidence = np.where(registered, trust * inliers / (inliers + 20.0), 0).astype(np.float32)
-    for a in cuts:
-        if not gaps.confirmed(t, fit, a):
-            late = np.arange(count) > a
-            confidence[late if registered[late].sum() < registered[~late].sum() else ~late] *= ASSUMED
+    assumed = [a for a in cuts if not gaps.confirmed(t, fit, a)]
+    part = np.searchsorted(assumed, np.arange(count), side="left")
+    confidence[part != np.bincount(part[registered]).argmax()] *= ASSUMED
     return SfmResult(
         poses,
         registered,
