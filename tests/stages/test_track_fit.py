@@ -115,10 +115,10 @@ def test_without_a_hand_that_tells_the_size_is_a_guess_and_said_to_be(clip):
     joints[2:, :, 2] = 0.4
     lost = SimpleNamespace(scale=1.0, scale_std=np.inf, joints=joints, confidence=(np.arange(COUNT) > 1) * 0.5)
     report = Progress()
-    assert _common_scale({"right": lost}, poses([1]), report) == pytest.approx(0.8)  # the object is 0.5 units away
+    assert _common_scale({"right": lost}, 0.5, report) == pytest.approx(0.8)  # the object is 0.5 units away
     assert len(report.reasons) == 1 and "size is a guess" in report.reasons[0]
     sure = SimpleNamespace(scale=0.2, scale_std=0.02)
-    assert _common_scale({"right": lost, "left": sure}, poses(), Progress()) == pytest.approx(0.2)
+    assert _common_scale({"right": lost, "left": sure}, 0.5, Progress()) == pytest.approx(0.2)
 
 
 def test_a_hand_body_is_the_model(clip):

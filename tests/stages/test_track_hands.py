@@ -7,16 +7,25 @@ import pytest
 
 from handhold.config import Config
 from handhold.stages import track_hands
-from handhold.stages.track_hands import _common_scale, fit_hands
+from handhold.stages.track_hands import _common_scale, _distance, fit_hands
 from handhold.tracking import grasp
 
 
 def test_hands_that_disagree_are_averaged_and_told_of_once():
     hands = {"right": SimpleNamespace(scale=1.0, scale_std=0.02), "left": SimpleNamespace(scale=2.0, scale_std=0.02)}
     told = []
-    both = [_common_scale(hands, np.eye(4)[None], r) for r in (None, SimpleNamespace(note=told.append))]
+    both = [_common_scale(hands, 1.0, r) for r in (None, SimpleNamespace(note=told.append))]
     assert both == [pytest.approx(2**0.5)] * 2
     assert len(told) == 1 and "100 %" in told[0]
+
+
+def test_a_guess_of_the_size_stands_on_the_points_distance():
+    behind = np.tile(np.diag([-1.0, 1, -1, 1]), (4, 1, 1))
+    behind[:, 2, 3] = -1.0  # the frame's origin lies behind the camera, its points before it
+    sfm = SimpleNamespace(registered=np.ones(4, bool), cam_from_object=behind, points=np.array([[0.0, 0, -3.0]]))
+    assert _distance(sfm) == pytest.approx(2.0)
+    nobody = {"right": SimpleNamespace(scale=1.0, scale_std=np.inf, confidence=np.ones(4), joints=np.ones((4, 21, 3)))}
+    assert _common_scale(nobody, _distance(sfm), None) == pytest.approx(0.5)
 
 
 def clip(left_beside: bool) -> SimpleNamespace:
@@ -38,7 +47,10 @@ def placed(monkeypatch):
     monkeypatch.setattr(track_hands, "sides_of", lambda sequence, report: ["right", "left"])
     monkeypatch.setattr(grasp, "fit_grasp", lambda *_, **__: fitted(0.5, scale=3.0))
     sfm = SimpleNamespace(
-        registered=np.ones(5, bool), cam_from_object=np.tile(np.eye(4), (5, 1, 1)), confidence=None, points=None
+        registered=np.ones(5, bool),
+        cam_from_object=np.tile(np.eye(4), (5, 1, 1)),
+        confidence=None,
+        points=np.zeros((0, 3)),
     )
     return lambda sequence, alone: fit_hands(sequence, sfm, Config(), None, alone=alone)
 

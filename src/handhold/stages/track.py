@@ -112,7 +112,9 @@ def track(run: Run, config: Config, report: Progress) -> None:
                 hands, scale = fitted(sequence, sfm, report=None, say=partial(_part, report, 0.9, 0.92))
                 sequence = anew(sequence, sfm, scale, hands, say=partial(_part, report, 0.92, 0.95))
         write_masks(run.track_dir / "masks", sequence.masks, sequence.indices)
-        hands, scale = fitted(sequence, sfm, report=None, say=partial(_part, report, 0.95, 1.0), scale=scale)
+        told = any(np.isfinite(h.scale_std) for h in hands.values())
+        last = partial(_part, report, 0.95, 1.0)
+        hands, scale = fitted(sequence, sfm, report=None, say=last, scale=scale if told else None)
     if not any(may_hold(sequence, s) for s in hands):
         report.partial("No hand is beside the object for long: what was taken for it may be held by nobody.")
     if sfm.registered.any():

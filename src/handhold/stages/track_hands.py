@@ -44,6 +44,7 @@ def fit_hands(
     hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
     models = {s: HandModel.open(s, dtype=torch.float64) for s in sides_of(sequence, report)}
     lost = int(sfm.registered.sum()) < 3
+    far = _distance(sfm)
     hands, alone = {}, alone or {}
     holding = [s for s in models if may_hold(sequence, s)] or list(models)
 
@@ -61,7 +62,7 @@ def fit_hands(
                 marks = sequence.landmarks[s]
                 clicked = marks.source == "mediapipe"
                 hands[s] = stiff_hand(m, sequence.K, marks, hands[s], clicked, sequence.regressed.get(s))
-        return hands, 1.0 if lost else _common_scale(hands, sfm.cam_from_object, report)
+        return hands, 1.0 if lost else _common_scale(hands, far, report)
     for again in range(int(len(holding) == 2 and scale is not None), 2):
         say(again / 2, f"{' and '.join(holding)} hand in the object's frame")
 
@@ -83,9 +84,9 @@ def fit_hands(
         for s, h in hands.items():
             if s in alone and alone[s].confidence.mean() >= h.confidence.mean():
                 hands[s] = alone[s]
-        scale = _common_scale(hands, sfm.cam_from_object, report)
-        if len(holding) == 1:
-            break  # two hands must agree on the object's size; one hand alone does
+        scale = _common_scale(hands, far, report)
+        if sum(np.isfinite(h.scale_std) for h in hands.values()) < 2:
+            break  # two hands that tell the object's size must agree on it; one hand alone does
     return hands, scale
 
 
@@ -104,8 +105,17 @@ def sides_of(sequence: Sequence, report: Progress | None = None) -> list[str]:
     return [s for s in sequence.landmarks if s in sides]
 
 
-def _common_scale(hands, cam_from_object: np.ndarray, report: Progress | None) -> float:
-    """Metres per unit of the object's frame: the hands' own estimates, weighted by how sure each is.
+def _distance(sfm: SfmResult) -> float:
+    """How far away the object is, in units of its frame: of its points, as its frame may begin anywhere."""
+    if not len(sfm.points):
+        return 1.0
+    pose = sfm.cam_from_object[sfm.registered]
+    return max(float(np.median(pose[:, 2, :3] @ np.median(sfm.points, axis=0) + pose[:, 2, 3])), 1e-9)
+
+
+def _common_scale(hands, far: float, report: Progress | None) -> float:
+    """Metres per unit of the object's frame, in which it is `far` away: the hands' own estimates, weighted by how sure
+    each is.
 
     When no hand tells (none goes along with the object and was seen well enough) the object is put as far away as the
     hands are, and the result is marked partial.
@@ -117,7 +127,7 @@ def _common_scale(hands, cam_from_object: np.ndarray, report: Progress | None) -
             report.partial("The object's size is a guess: no hand that goes along with it was seen well enough.")
         wrists = [h.joints[h.confidence > 0, 0, 2] for h in hands.values()]
         distance = float(np.nanmedian(np.concatenate([*wrists, np.zeros(0)]))) if any(map(len, wrists)) else 0.5
-        return distance / float(np.nanmedian(cam_from_object[:, 2, 3]))
+        return distance / far
     apart = len(logs) == 2 and (weights > 0).all() and abs(logs[0] - logs[1]) > 0.25
     if apart and report is not None:
         report.note(
