@@ -65,8 +65,8 @@ def test_a_part_joined_wrongly_is_moved_as_the_hand_says(size):
     assert np.allclose(mended.cam_from_object[:, :3, :3], right.cam_from_object[:, :3, :3], atol=1e-6)
     assert np.allclose(mended.cam_from_object[:, :3, 3], right.cam_from_object[:, :3, 3], atol=0.01)
     assert np.allclose(mended.points, right.points, atol=0.01)
-    assert np.allclose(mended.confidence[SEAM:], MOVED * 0.9) and np.allclose(mended.confidence[:SEAM], 0.9)
-    assert set(mended.reason[SEAM:]) == {rungs.FIDUCIAL} and len(mended.notes) == 1
+    assert np.allclose(mended.confidence[SEAM:], MOVED) and np.allclose(mended.confidence[:SEAM], 0.9)
+    assert {rungs.object_rung(str(r)) for r in mended.reason[SEAM:]} == {rungs.SFM} and len(mended.notes) == 1
 
 
 def test_what_no_hand_contradicts_stays_as_it_is():

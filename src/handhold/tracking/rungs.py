@@ -59,6 +59,11 @@ def codes(reasons: np.ndarray, rungs: tuple[str, ...]) -> np.ndarray:
 def doubts(reasons: np.ndarray) -> list[str]:
     """One note for what reasons of structure from motion say beyond their rung: how many frames, and what."""
     told = Counter(str(r).removeprefix("sfm: ") for r in reasons)
-    worth = ("turns suddenly", "its link to the rest disagrees", "few features shared with neighbours")
+    worth = (
+        "turns suddenly",
+        "its link to the rest disagrees",
+        "few features shared with neighbours",
+        "joined by the grasp",
+    )
     lines = [f"{told[w]} where it {w}" if w.startswith("turns") else f"{told[w]}: {w}" for w in worth if told[w]]
     return [f"structure from motion trusts some frames less: {'; '.join(lines)}"] if lines else []

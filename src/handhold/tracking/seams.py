@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from . import rungs
 from ._sfm_bundle import is_registered
 from .sfm import SfmResult
 
@@ -21,7 +20,7 @@ NEAR = 4  # frames on either side in which a point must be followed
 FEW = 15  # points followed over a seam at most
 LEAST = 3  # frames of a part that can be moved
 TURNED, GROWN = 0.6, 0.4  # radians, of the logarithm of size, by which right parts never seem apart (to 0.4, 0.25)
-MOVED = 0.25  # of the confidence that is left of a part that stands as the hand says
+MOVED = 0.3  # confidence of a part that stands as the hand says: exact in itself, as a whole not
 _SURE = 0.1  # confidence of a hand that may tell
 _PLACE = 0.03  # metres by which a lone hand is misplaced
 _DEPTH = 0.15  # of the distance, between hand and object
@@ -83,8 +82,8 @@ def mend(sfm: SfmResult, hands: dict[str, Witness]) -> SfmResult:
         poses[part, :3, :3] = R @ turn
         mine = _seen_in(sfm, part)
         points[mine] = s * (points[mine] - b.wrist) @ turn + a.wrist
-        confidence[part] *= MOVED
-        reason[part] = rungs.FIDUCIAL
+        confidence[part] = MOVED * (confidence[part] > 0)
+        reason[part] = "sfm: joined by the grasp"
         notes.append(
             f"frames {part[0]}-{part[-1]} share no followed point with the rest, and in the {side} hand the object is "
             f"turned by {np.degrees(turned[side]):.0f} degrees and {np.exp(grown[side]):.2f} times as large there: "
