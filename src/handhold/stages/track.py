@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 
 SPOILT = 0.82  # IoU of the object's first masks with the second, below which motion is found anew (clean: 0.89 to 0.97)
+DOUBTED = 0.3  # of the confidence that is left of poses that no hand bears out
 FEWER = 0.8  # of the frames that the first masks placed: better masks may place as few
 
 
@@ -117,9 +118,12 @@ def track(run: Run, config: Config, report: Progress) -> None:
         hands, scale = fitted(sequence, sfm, report=None, say=last, scale=scale if told else None)
     if not any(may_hold(sequence, s) for s in hands):
         report.partial("No hand is beside the object for long: what was taken for it may be held by nobody.")
-    if sfm.registered.any():
-        for s in (s for s, h in hands.items() if h is alone.get(s)):
-            report.note(f"The {s} hand does not go along with the object: it was fitted alone.")
+    loose = [s for s, h in hands.items() if h is alone.get(s)] if sfm.registered.any() else []
+    for s in loose:
+        report.note(f"The {s} hand does not go along with the object: it was fitted alone.")
+    if loose and len(loose) == len(hands):
+        report.partial("No hand goes along with the object as it was found to move, so that its motion is in doubt.")
+        sfm = replace(sfm, confidence=DOUBTED * sfm.confidence)
     for note in sfm.notes:
         report.note(note)
     for note in rungs.doubts(sfm.reason):
