@@ -118,13 +118,12 @@ def adjust(
     rounds: int = 12,
     per_frame: int = 300,
     scale: float = 1.0,
-    reach: float = 3 * PIXELS,
 ) -> np.ndarray:
     """Bundle adjustment: Levenberg-Marquardt, Schur complement, Cauchy of `scale` pixels, rotations updated on SO(3).
 
     Only each frame's `per_frame` longest tracks take part: more adds time, not exactness. Returns the poses.
     """
-    row = np.flatnonzero((error < reach) & np.isfinite(X[t.track, 0]))
+    row = np.flatnonzero((error < 3 * PIXELS) & np.isfinite(X[t.track, 0]))
     if len(row) < 30:
         return poses
     length = np.bincount(t.track[row], minlength=t.count)

@@ -102,7 +102,7 @@ def mend(sfm: SfmResult, hands: dict[str, Witness]) -> SfmResult:
 
 
 def _held(sfm: SfmResult, hand: Witness, part: np.ndarray) -> _Held | None:
-    """How the hand holds the part; None where it is seen in fewer than `LEAST` frames.
+    """How the hand holds the part; None where it is seen in fewer than `LEAST` frames, or never before the camera.
 
     One wrist in the object's frame for all frames, and the object's unit, by linear least squares: R^T (unit h - t) =
     wrist; where the object hardly turns, that the hand is about as far away as the object tells the unit.
@@ -116,6 +116,8 @@ def _held(sfm: SfmResult, hand: Witness, part: np.ndarray) -> _Held | None:
     weight = np.asarray(hand.confidence[f], np.float64)
     depth = R[:, 2] @ np.median(sfm.points[mine], axis=0) + t[:, 2]
     unit = float(np.median(depth / h[:, 2]))
+    if not unit > 0:
+        return None
     n = len(f)
     rows = np.zeros((3 * n + 1, 4))
     rows[:-1, 0] = np.einsum("fji,fj->fi", R, h).ravel()
