@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import fake_stages
-from handhold.config import BadConfig, Config, EvaluateConfig, ExportConfig, PrepareConfig
-from handhold.errors import UnusableInput
+from handhold.config import BadConfig, Config, EvaluateConfig, ExportConfig, PrepareConfig, TrackConfig
+from handhold.errors import MissingAsset, UnusableInput
 from handhold.pipeline import STAGES, run
 from handhold.progress import Progress
 
@@ -74,6 +74,15 @@ def test_another_video_and_another_seed_run_everything(go, video):
     assert go(Config(seed=1))[1] == ALL
     video.write_bytes(b"other pixels")
     assert go(Config(seed=1))[1] == ALL
+
+
+def test_a_missing_package_is_told_before_any_work(go, monkeypatch):
+    monkeypatch.setattr("handhold.tracking._sfm_learned.PACKAGES", ("no_such_package",))
+    learned = Config(track=TrackConfig(features="xfeat"))
+    with pytest.raises(MissingAsset, match="handhold.xfeat."):
+        go(learned)
+    assert fake_stages.RAN == []
+    assert go(learned, last="prepare")[1] == ["prepare"]  # which has no use for it
 
 
 def test_the_same_output_stops_the_chain(go):

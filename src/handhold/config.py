@@ -83,6 +83,9 @@ class TrackConfig:
 
     without: tuple[TrackingStep, ...] = ()
     """Steps of tracking to leave out, to see what each is worth (docs/methods/tracking.md)."""
+    features: Literal["sift", "xfeat"] = "sift"
+    """What structure from motion matches beside flow: SIFT, or XFeat with LighterGlue (SIFT where these find nothing),
+    which needs `pip install 'handhold[xfeat]'`."""
 
     def __post_init__(self) -> None:
         known = typing.get_args(TrackingStep)

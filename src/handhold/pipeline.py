@@ -138,6 +138,10 @@ def run(
             _settings(config, stage)  # a given file that is missing is told now, not minutes later
         if config.evaluate.truth is not None and any(s.name == "evaluate" for s in chosen):
             load_npz(config.evaluate.truth)
+        if config.track.features == "xfeat" and any(s.name == "track" for s in chosen):
+            from .tracking._sfm_learned import require_packages
+
+            require_packages()
         with target.lock():
             if report.events is None:
                 report.events = target.events_path

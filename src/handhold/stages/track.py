@@ -26,6 +26,7 @@ from .track_hands import fit_hands
 from .track_object import believed, hands_alone, place_object, scale_is_known
 
 if TYPE_CHECKING:
+    from ..tracking._sfm_learned import Features
     from ..tracking.camera import CameraTrack
     from ..tracking.grasp import GraspFit
     from ..tracking.masks import Look
@@ -78,6 +79,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
     from ..tracking.masks import look_at
 
     without = config.track.without
+    features = learned_features(config)
     sequence = evidence_without(load_prepared(run), without)
     camera = estimate_camera(
         sequence.frames, sequence.K, np.any(list(sequence.masks.values()), axis=0), run.track_dir / "camera",
@@ -95,7 +97,8 @@ def track(run: Run, config: Config, report: Progress) -> None:
         if again:
             looks.append(look_at(sequence, False))
 
-    sfm = object_motion(sequence, run, config, report, partial(_part, report, 0.1, 0.5), meanwhile)
+    motion = partial(object_motion, run=run, config=config, features=features)
+    sfm = motion(sequence, say=partial(_part, report, 0.1, 0.5), meanwhile=meanwhile)
     sfm = believed(sequence, sfm, alone, report)
     fitted = partial(fit_hands, config=config, alone=alone)
     hands, scale = fitted(sequence, sfm, report=report, say=partial(_part, report, 0.5, 0.65))
@@ -106,7 +109,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
             report.note(
                 f"the object's masks were made anew (IoU with the first {agree:.2f}), and its motion after them"
             )
-            second = object_motion(sequence, run, config, report, partial(_part, report, 0.85, 0.9))
+            second = motion(sequence, say=partial(_part, report, 0.85, 0.9))
             second = believed(sequence, second, alone, report)
             if second.registered.sum() >= FEWER * sfm.registered.sum():
                 sfm = second
@@ -161,9 +164,9 @@ def track(run: Run, config: Config, report: Progress) -> None:
 
 
 def object_motion(
-    sequence: Sequence, run: Run, config: Config, report: Progress, say, meanwhile=lambda: None
+    sequence: Sequence, run: Run, config: Config, say, meanwhile=lambda: None, features: Features | None = None
 ) -> SfmResult:
-    """Structure from motion on the object, with the pixels of the hands that may hold it."""
+    """Structure from motion on the object, with the pixels of the hands that may hold it; features: learned ones."""
     from ..tracking.contact import may_hold
     from ..tracking.sfm import structure_from_motion
 
@@ -173,8 +176,17 @@ def object_motion(
     return structure_from_motion(
         sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed, say, all_hands,
         loops="loops" not in without, merging="merging" not in without,
-        times=sequence.indices, meanwhile=meanwhile,
+        times=sequence.indices, meanwhile=meanwhile, features=features,
     )  # fmt: skip
+
+
+def learned_features(config: Config) -> Features | None:
+    """The networks that `track.features` asks for. Raises `MissingAsset` where they are not installed."""
+    if config.track.features == "sift":
+        return None
+    from ..tracking._sfm_learned import XFeatures
+
+    return XFeatures(config.device)
 
 
 def agreement(a: np.ndarray, b: np.ndarray) -> float:

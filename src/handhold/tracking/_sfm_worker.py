@@ -1,7 +1,7 @@
 """pycolmap in a process of its own: `python -m handhold.tracking._sfm_worker WORKDIR`.
 
 OpenCV 5 and pycolmap loaded together have aborted, so `sfm.py` never imports pycolmap; the two meet in `job.npz`,
-`job.json` (in), `tracks.npz` (in, made while images are matched: a line on stdin says that it is there) and
+`job.json` (in), `tracks.npz` (in, flow and learned, made while images are matched: a line on stdin says so) and
 `models.npz` (out). Extraction and verification are shared out over the cores, pycolmap's own loops (matching, mapping)
 have one thread, and seeds are fixed: the same job gives the same numbers. The settings are those measured to work:
 doubled images, low contrast threshold, guided matching, neighbours in time only (look-alike faces matched across a clip
@@ -92,8 +92,15 @@ def match_sift(path: Path, cfg: dict) -> None:
     pycolmap.match_sequential(path, m, p, two_view_options(cfg["seed"]), pycolmap.Device.cpu)
 
 
-def candidate_pairs(job: dict, cfg: dict, base: Path, sift_count: list[int]) -> dict[tuple[int, int], np.ndarray]:
-    """Matches (M,2) of key point indices per frame pair: verified SIFT matches and shared flow tracks."""
+def candidate_pairs(
+    job: dict, cfg: dict, base: Path, sift_count: list[int], learned: dict[tuple[int, int], np.ndarray]
+) -> dict[tuple[int, int], np.ndarray]:
+    """Matches (M,2) of key point indices per frame pair: shared flow tracks, and learned or verified SIFT matches.
+
+    A frame's key points are SIFT's, then flow's, then learned ones. A pair with learned matches does without SIFT's: it
+    takes look-alike places for each other, and enough of them outvote the rest (over missing frames the object seems to
+    halt), where LighterGlue looks at all key points of both frames at once.
+    """
     rows = job["track"]  # (N,2) frame, track
     index = np.zeros(len(rows), np.int64)  # key point index of each flow observation in its frame
     of_frame = []
@@ -109,12 +116,26 @@ def candidate_pairs(job: dict, cfg: dict, base: Path, sift_count: list[int]) -> 
                     rows[of_frame[a], 1], rows[of_frame[b], 1], assume_unique=True, return_indices=True
                 )
                 m = np.stack([index[of_frame[a][i]], index[of_frame[b][j]]], 1)
-                if db.exists_two_view_geometry(a + 1, b + 1):
+                if (a, b) in learned:
+                    m = np.concatenate([m, learned[a, b]])
+                elif db.exists_two_view_geometry(a + 1, b + 1):
                     sift = np.asarray(db.read_two_view_geometry(a + 1, b + 1).inlier_matches, np.int64).reshape(-1, 2)
                     m = np.concatenate([sift, m])
                 if len(m) >= cfg["min_matches"]:
                     out[a, b] = m
     return out
+
+
+def learned_matches(job: dict, before: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """Matches (M,2) of the key point indices of learned features, `before` of other key points before them in a frame,
+    per frame pair."""
+    if not len(job.get("learned_match", ())):
+        return {}
+    frame, match = job["learned_frame"], job["learned_match"]
+    first = np.searchsorted(frame, np.arange(len(before)))
+    index = np.arange(len(frame)) - first[frame] + before[frame]
+    pairs, which = np.unique(frame[match], axis=0, return_inverse=True)
+    return {(int(a), int(b)): index[match[which.ravel() == k]] for k, (a, b) in enumerate(pairs)}
 
 
 def verify(pairs: dict, points: list[np.ndarray], path: Path, cfg: dict) -> dict[tuple[int, int], np.ndarray]:
@@ -214,9 +235,16 @@ def main(workdir: Path) -> None:
     if not sys.stdin.readline():
         return  # whom this is for is gone
     job |= load_npz(workdir / "tracks.npz")
-    pairs = candidate_pairs(job, cfg, base, [len(p) for p in points])
-    flow = [s * job["track_xy"][job["track"][:, 0] == f] for f in range(len(points))]
-    points = [np.concatenate([p[:, :2], q]).astype(np.float32) for p, q in zip(points, flow, strict=True)]
+    sift_count = [len(p) for p in points]
+    learned = learned_matches(job, sift_count + np.bincount(job["track"][:, 0], minlength=len(points)))
+    pairs = candidate_pairs(job, cfg, base, sift_count, learned)
+    others = [("track_xy", job["track"][:, 0])]
+    if "learned_xy" in job:
+        others.append(("learned_xy", job["learned_frame"]))
+    points = [
+        np.concatenate([p[:, :2], *(s * job[xy][frame == f] for xy, frame in others)]).astype(np.float32)
+        for f, p in enumerate(points)
+    ]
     on_object = []
     for p, (x0, y0), f in zip(points, job["corner"], range(len(points)), strict=True):
         m = job.get(f"object{f}", np.zeros((1, 1), bool))
@@ -239,8 +267,7 @@ def main(workdir: Path) -> None:
             for image in r.images.values():
                 if image.has_pose:
                     poses[k, image.image_id - 1] = np.vstack([image.cam_from_world().matrix(), [0, 0, 0, 1]])
-        sift_count = np.array([0 if d is None else len(d.data) for d in descriptors])
-        described = np.flatnonzero(key < sift_count[rows[:, 0]])
+        described = np.flatnonzero(key < np.array(sift_count)[rows[:, 0]])
         data = [descriptors[f].data[k] for f, k in zip(rows[described, 0], key[described], strict=True)]
         out |= {
             f"{region}_described": described,

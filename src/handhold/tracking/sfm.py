@@ -1,6 +1,7 @@
 """Structure from motion on a handled object: the camera-from-object pose of every frame, up to one global scale.
 
-1. Flow tracks (`_sfm_flow`) and SIFT (`_sfm_worker`, pycolmap in its own process) match neighbours in time, at once.
+1. Flow tracks (`_sfm_flow`) and SIFT (`_sfm_worker`, pycolmap in its own process) match neighbours in time, at once;
+   learned features too, where asked for (`_sfm_learned`).
 2. pycolmap maps them into one or several sub-models, once with the object's pixels alone and once with the hand's too:
    during a stable grasp the hand is rigid with the object and its pixels are texture.
 3. `_sfm_refine` cuts sub-models where neighbours disagree, merges them in time order, registers the remaining frames by
@@ -30,6 +31,7 @@ from . import _sfm_gaps as gaps
 from . import _sfm_refine as refine
 from ._sfm_far import close_by_flow
 from ._sfm_flow import UPSAMPLE, flow_tracks, pair_flow
+from ._sfm_learned import Features, learned_matches
 
 MIN_PIXELS = 60
 MIN_MATCHES = 10
@@ -109,6 +111,7 @@ def structure_from_motion(
     merging: bool = True,
     times: np.ndarray | None = None,
     meanwhile: Callable[[], None] = lambda: None,
+    features: Features | None = None,
 ) -> SfmResult:
     """Poses of the object in `masks` over a clip; frames that cannot be placed are marked, never guessed.
 
@@ -117,8 +120,8 @@ def structure_from_motion(
     default. `workdir` holds what passes to and
     from pycolmap. loops: let descriptors close loops and join sub-models that no track joins; merging: join sub-models
     and place single frames against them (the largest sub-model alone otherwise). meanwhile: called while pycolmap maps,
-    for which it has one core. When nothing registers everything is
-    unregistered, with reasons, and no error is raised.
+    for which it has one core. features: learned ones, matched beside SIFT and flow. When nothing registers everything
+    is unregistered, with reasons, and no error is raised.
     """
     tell = progress or (lambda share, text: None)
     workdir, count = Path(workdir), len(frames)
@@ -128,11 +131,17 @@ def structure_from_motion(
     tell(0.0, "following flow")
     grey = np.stack([cv2.cvtColor(f, cv2.COLOR_RGB2GRAY) for f in frames])
     regions = ["object"] if hand_masks is None else ["object", "both"]
-    _write_job(workdir, grey, masks, region, K, regions, seed)
+    job = _write_job(workdir, grey, masks, region, K, regions, seed)
     with _worker(workdir) as worker:
         rows, xy = flow_tracks(grey, region, tick=lambda s: tell(0.25 * s, "following flow"))
-        tell(0.25, "matching and mapping")
-        note = _finish(worker, workdir, {"track": rows, "track_xy": xy}, meanwhile, timeout)
+        tracks = {"track": rows, "track_xy": xy}
+        if features is not None:
+            what = "matching learned features"
+            tracks |= learned_matches(
+                features, job, UPSAMPLE, OVERLAP, MIN_MATCHES, lambda s: tell(0.25 + 0.1 * s, what)
+            )
+        tell(0.25 if features is None else 0.35, "matching and mapping")
+        note = _finish(worker, workdir, tracks, meanwhile, timeout)
     path = workdir / "models.npz"
     if note or not path.is_file():
         return nothing(count, note or "structure from motion left no result", ())
@@ -207,8 +216,9 @@ def _extend(r: SfmResult, z: dict, K: np.ndarray, seed: int, cuts: list[int]) ->
     )
 
 
-def _write_job(workdir, grey, masks, region, K, regions, seed) -> None:
-    job = {"corner": np.zeros((len(grey), 2), np.int64)}
+def _write_job(workdir, grey, masks, region, K, regions, seed) -> dict[str, np.ndarray]:
+    """Write what pycolmap is to do; the arrays of it: per frame `corner`, and of its crop image, mask and object."""
+    job: dict[str, np.ndarray] = {"corner": np.zeros((len(grey), 2), np.int64)}
     for f, g in enumerate(grey):
         y, x = np.nonzero(region[f])
         if len(x) < MIN_PIXELS:
@@ -234,6 +244,7 @@ def _write_job(workdir, grey, masks, region, K, regions, seed) -> None:
         (workdir / name).unlink(missing_ok=True)
     save_npz(workdir / "job.npz", job)
     (workdir / "job.json").write_text(json.dumps(cfg, indent=1))
+    return job
 
 
 @contextlib.contextmanager
@@ -254,7 +265,7 @@ def _worker(workdir: Path) -> Iterator[subprocess.Popen]:
 
 
 def _finish(worker: subprocess.Popen, workdir: Path, tracks: dict[str, np.ndarray], meanwhile, timeout: float) -> str:
-    """Hand the flow tracks to the worker and wait; returns an empty text, or what went wrong."""
+    """Hand the tracks to the worker and wait; returns an empty text, or what went wrong."""
     save_npz(workdir / "tracks.npz", tracks)
     with contextlib.suppress(BrokenPipeError):  # of a worker that has failed; its code tells
         worker.stdin.write("tracks\n")
