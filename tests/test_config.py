@@ -51,7 +51,7 @@ def test_a_file_may_start_from_a_preset(tmp_path):
         ("prepare = 1", "a table of settings"),
         ('method = "magic"', "must be one of"),
         ("[prepare]\nstride = 0", "stride must be 1 or more"),
-        ('[track]\nfeatures = "orb"', "track.features must be one of sift, xfeat"),
+        ('[track]\nfeatures = "orb"', "track.features must be one of auto, sift, xfeat"),
         ("[prepare]\nstart = 2\nend = 1", "end must be later"),
         ("[prepare\n", "not valid TOML"),
         ('preset = "best"', "no preset 'best'"),

@@ -83,9 +83,10 @@ class TrackConfig:
 
     without: tuple[TrackingStep, ...] = ()
     """Steps of tracking to leave out, to see what each is worth (docs/methods/tracking.md)."""
-    features: Literal["sift", "xfeat"] = "sift"
+    features: Literal["auto", "sift", "xfeat"] = "auto"
     """What structure from motion matches beside flow: SIFT, or XFeat with LighterGlue (SIFT where these find nothing),
-    which needs `pip install 'handhold[xfeat]'`."""
+    which needs `pip install 'handhold[xfeat]'`; auto is SIFT, and XFeat, if installed, where the object would halt at
+    missing frames."""
 
     def __post_init__(self) -> None:
         known = typing.get_args(TrackingStep)

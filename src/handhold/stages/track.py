@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SPOILT = 0.82  # IoU of the object's first masks with the second, below which motion is found anew (clean: 0.89 to 0.97)
 DOUBTED = 0.3  # of the confidence that is left of poses that no hand bears out
-FEWER = 0.8  # of the frames that the first masks placed: better masks may place as few
+FEWER = 0.8  # of the frames that the first masks or matches placed: better ones may place as few
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def track(run: Run, config: Config, report: Progress) -> None:
     from ..tracking.masks import look_at
 
     without = config.track.without
-    features = learned_features(config)
+    features = _learned(config) if config.track.features == "xfeat" else None
     sequence = evidence_without(load_prepared(run), without)
     camera = estimate_camera(
         sequence.frames, sequence.K, np.any(list(sequence.masks.values()), axis=0), run.track_dir / "camera",
@@ -167,23 +167,27 @@ def object_motion(
     sequence: Sequence, run: Run, config: Config, say, meanwhile=lambda: None, features: Features | None = None
 ) -> SfmResult:
     """Structure from motion on the object, with the pixels of the hands that may hold it; features: learned ones."""
+    from ..tracking._sfm_learned import missing_packages
     from ..tracking.contact import may_hold
     from ..tracking.sfm import structure_from_motion
 
     without = config.track.without
     hand_masks = [sequence.masks[s] for s in SIDES if may_hold(sequence, s)]
     all_hands = np.any(hand_masks, axis=0) if hand_masks and "hand-pixels" not in without else None
-    return structure_from_motion(
-        sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm", config.seed, say, all_hands,
-        loops="loops" not in without, merging="merging" not in without,
-        times=sequence.indices, meanwhile=meanwhile, features=features,
+    solve = partial(
+        structure_from_motion, sequence.frames, sequence.masks["object"], sequence.K, run.track_dir / "sfm",
+        config.seed, say, all_hands, loops="loops" not in without, merging="merging" not in without,
+        times=sequence.indices,
     )  # fmt: skip
+    first = solve(meanwhile=meanwhile, features=features)
+    if config.track.features != "auto" or not first.halts or missing_packages():
+        return first
+    second = solve(features=_learned(config))
+    return second if not second.halts and second.registered.sum() >= FEWER * first.registered.sum() else first
 
 
-def learned_features(config: Config) -> Features | None:
-    """The networks that `track.features` asks for. Raises `MissingAsset` where they are not installed."""
-    if config.track.features == "sift":
-        return None
+def _learned(config: Config) -> Features:
+    """The networks of learned features. Raises `MissingAsset` where they cannot be loaded."""
     from ..tracking._sfm_learned import XFeatures
 
     return XFeatures(config.device)

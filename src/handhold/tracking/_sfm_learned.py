@@ -37,10 +37,14 @@ class Features(Protocol):
         """(M,2) int: which key points of `a` and `b` are the same; they lie in a square of that side, in pixels."""
 
 
+def missing_packages() -> list[str]:
+    """Those of `PACKAGES` that are not installed; loads nothing."""
+    return [p for p in PACKAGES if importlib.util.find_spec(p) is None]
+
+
 def require_packages() -> None:
-    """Raises MissingAsset where a package is not installed; loads nothing."""
-    missing = [p for p in PACKAGES if importlib.util.find_spec(p) is None]
-    if missing:
+    """Raises MissingAsset where a package is not installed."""
+    if missing := missing_packages():
         raise MissingAsset(f"track.features xfeat needs {missing[0]}; run `pip install 'handhold[xfeat]'`.")
 
 

@@ -55,6 +55,7 @@ class SfmResult:
     inliers: np.ndarray  # (F,) int, observations per frame that fit
     fragments: tuple[tuple[int, ...], ...]  # frames of each sub-model the mapper made, largest first
     notes: tuple[str, ...]
+    halts: tuple[int, ...] = ()  # frames before missing ones over which the object would have halted
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def structure_from_motion(
     result = made[chosen]
     notes = [f"features from: {NAMES[chosen]}", *result.notes]
     notes += [f"the object would halt at the missing frames after frame {a}: taken to turn on evenly" for a in cuts]
-    return replace(result, notes=tuple(notes))
+    return replace(result, notes=tuple(notes), halts=tuple(cuts))
 
 
 def _turned_on(z: dict, regions: list[str], count: int, K: np.ndarray, times: np.ndarray) -> list[int]:
