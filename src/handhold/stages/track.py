@@ -180,8 +180,11 @@ def object_motion(
         times=sequence.indices,
     )  # fmt: skip
     first = solve(meanwhile=meanwhile, features=features)
-    if config.track.features != "auto" or not first.halts or missing_packages():
+    if config.track.features != "auto" or not first.halts:
         return first
+    if missing_packages():
+        hint = "learned features (pip install 'handhold[xfeat]') may tell how it turned over the missing frames"
+        return replace(first, notes=(*first.notes, hint))
     second = solve(features=_learned(config))
     return second if not second.halts and second.registered.sum() >= FEWER * first.registered.sum() else first
 
