@@ -44,6 +44,7 @@ ASKED = {  # of rigid clips; docs/methods/tracking.md names what differs
     "mpjpe_left": "<= 14", "iou_object": ">= 0.90", "iou_hand": ">= 0.85", "track": "<= 150 with prepare",
     "frames_given": ">= 95", "scale_ratio": "0.97 to 1.03", "cd_right": "<= 8",
 }  # fmt: skip
+KINDS = {"default": "", "corrupt": " (spoilt)", "corrupt+learned": " (spoilt, `handhold[xfeat]` installed)"}
 ABLATED = {
     "poses",
     "rot_deg",
@@ -66,10 +67,10 @@ def figure(row: dict, key: tuple[str, str]) -> float | None:
 def results_table(results: dict) -> str:
     """Tracks alone, then after the fit: one line per clip, and one for its spoilt evidence."""
     rows = {
-        name + (" (spoilt)" if kind == "corrupt" else ""): row
+        name + KINDS[kind]: row
         for name, kinds in results.get("clips", {}).items()
         for kind, row in kinds.items()
-        if kind in ("default", "corrupt")
+        if kind in KINDS
     }
     if not rows:
         return NOTHING

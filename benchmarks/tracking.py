@@ -7,8 +7,8 @@
     python benchmarks/tracking.py FOLDER CLIP --corrupt 0                 spoilt landmarks, masks and frames
 
 FOLDER (or $HANDHOLD_BENCH) holds one folder per clip with video.mp4, and K.txt and gt.npz where known. A run reads the
-video and K only. Results are kept by clip and by configuration: `default`, `corrupt`, `without:NAME` (`a+b` leaves out
-both). Where there is a finished `1_prepare` of the clip (--from-prepared DIR holds run folders by clip; or the
+video and K only. Results are kept by clip and by configuration: `default`, `corrupt` (`corrupt+learned` where handhold[xfeat]
+is installed), `without:NAME` (`a+b` leaves out both). Where there is a finished `1_prepare` of the clip (--from-prepared DIR holds run folders by clip; or the
 default's of an earlier call) it is not made again. Every stage runs in a process of its own, whose seconds and peak
 memory count.
 """
@@ -38,6 +38,7 @@ from handhold.runs import Run, make_key
 from handhold.scene import HandEstimates, Sequence, load_npz
 from handhold.stages.prepare import load_prepared, save_prepared
 from handhold.stages.track import load_tracked
+from handhold.tracking._sfm_learned import missing_packages
 
 RESULTS = Path(__file__).parent / "results" / "tracking.json"
 CORRUPTION = corrupt.Corruption(
@@ -173,7 +174,8 @@ def configurations(without: list[str], seed: int | None) -> dict[str, tuple[tupl
     names = list(get_args(TrackingStep)) if without == ["all"] else without
     out = {f"without:{name}": (tuple(name.split("+")), None) for name in names}
     if seed is not None:
-        out["corrupt"] = ((), seed)
+        learned = not missing_packages()  # used where the object would halt at missing frames
+        out["corrupt+learned" if learned else "corrupt"] = ((), seed)
     return out or {"default": ((), None)}
 
 

@@ -175,7 +175,7 @@ def test_a_prepared_clip_is_taken_over_and_spoilt_once(clip, tmp_path):
     assert not (target.root / "note").is_file()
 
 
-def test_steps_to_leave_out():
+def test_steps_to_leave_out(monkeypatch):
     assert from_dict({"track": {"without": ["loops"]}}).track.without == ("loops",)
     with pytest.raises(BadConfig, match="must be one of"):
         from_dict({"track": {"without": ["everything"]}})
@@ -184,10 +184,12 @@ def test_steps_to_leave_out():
     assert Config().track.without == ()
     every = benchmark.configurations(["all"], None)
     assert set(every) == {f"without:{name}" for name in get_args(TrackingStep)}
-    assert benchmark.configurations(["loops+merging"], 3) == {
-        "without:loops+merging": (("loops", "merging"), None),
-        "corrupt": ((), 3),
-    }
+    for missing, name in ((["kornia"], "corrupt"), ([], "corrupt+learned")):
+        monkeypatch.setattr(benchmark, "missing_packages", lambda missing=missing: missing)
+        assert benchmark.configurations(["loops+merging"], 3) == {
+            "without:loops+merging": (("loops", "merging"), None),
+            name: ((), 3),
+        }
     assert benchmark.configurations([], None) == {"default": ((), None)}
 
 
