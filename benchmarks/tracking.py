@@ -7,10 +7,10 @@
     python benchmarks/tracking.py FOLDER CLIP --corrupt 0                 spoilt landmarks, masks and frames
 
 FOLDER (or $HANDHOLD_BENCH) holds one folder per clip with video.mp4, and K.txt and gt.npz where known. A run reads the
-video and K only. Results are kept by clip and by configuration: `default`, `corrupt` (`corrupt+learned` where handhold[xfeat]
-is installed), `without:NAME` (`a+b` leaves out both). Where there is a finished `1_prepare` of the clip (--from-prepared DIR holds run folders by clip; or the
-default's of an earlier call) it is not made again. Every stage runs in a process of its own, whose seconds and peak
-memory count.
+video and K only. Results are kept by clip and by configuration: `default`, `corrupt` (`corrupt+learned` where
+handhold[xfeat] is installed), `without:NAME` (`a+b` leaves out both). Where there is a finished `1_prepare` of the clip
+(--from-prepared DIR holds run folders by clip; or the default's of an earlier call) it is not made again. Every stage
+runs in a process of its own, whose seconds and peak memory count.
 """
 
 from __future__ import annotations
