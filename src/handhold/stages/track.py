@@ -186,7 +186,8 @@ def object_motion(
         hint = "learned features (pip install 'handhold[xfeat]') may tell how it turned over the missing frames"
         return replace(first, notes=(*first.notes, hint))
     second = solve(features=_learned(config))
-    return second if not second.halts and second.registered.sum() >= FEWER * first.registered.sum() else first
+    better = len(second.halts) < len(first.halts) and second.registered.sum() >= FEWER * first.registered.sum()
+    return second if better else first
 
 
 def _learned(config: Config) -> Features:
