@@ -12,6 +12,7 @@ from ..hand import HandModel
 from ..parallel import each
 from ..progress import Progress
 from ..scene import SIDES, Sequence
+from .track_object import hand_alone
 
 if TYPE_CHECKING:
     from ..tracking.grasp import GraspFit
@@ -38,7 +39,7 @@ def fit_hands(
     """
     from ..tracking.contact import beside_in_picture, may_hold
     from ..tracking.fiducial import stiff_hand
-    from ..tracking.grasp import HIDDEN, fit_grasp, fit_hand
+    from ..tracking.grasp import HIDDEN, fit_grasp
 
     without = config.track.without
     hand_masks = {s: sequence.masks[s] for s in SIDES if s in sequence.masks}
@@ -49,10 +50,7 @@ def fit_hands(
     holding = [s for s in models if may_hold(sequence, s)] or list(models)
 
     def fit_alone(s: str) -> GraspFit:
-        if s in alone:
-            return alone[s]
-        marks = sequence.landmarks[s]
-        return fit_hand(models[s], sequence.K, marks, marks.source == "mediapipe", sequence.regressed.get(s))
+        return alone[s] if s in alone else hand_alone(sequence, s)
 
     if lost or "grasp" in without:
         for s, m in models.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,18 +19,21 @@ if TYPE_CHECKING:
     from ..tracking.sfm import SfmResult
 
 
+def hand_alone(sequence: Sequence, side: str) -> GraspFit:
+    """One hand, fitted without the object."""
+    from ..tracking.grasp import fit_hand
+
+    marks, model = sequence.landmarks[side], HandModel.open(side, dtype=torch.float64)
+    return fit_hand(model, sequence.K, marks, marks.source == "mediapipe", sequence.regressed.get(side))
+
+
 def hands_alone(sequence: Sequence) -> dict[str, GraspFit]:
     """Each hand that has a mask, fitted without the object."""
-    from ..tracking.grasp import fit_hand
     from ..tracking.hand_evidence import found
-
-    def fit(s: str) -> GraspFit:
-        marks, model = sequence.landmarks[s], HandModel.open(s, dtype=torch.float64)
-        return fit_hand(model, sequence.K, marks, marks.source == "mediapipe", sequence.regressed.get(s))
 
     there = [s for s, m in sequence.landmarks.items() if found(m, sequence.regressed.get(s)).any()]
     there = [s for s in there if s in sequence.masks]
-    return dict(zip(there, each(fit, there), strict=True))
+    return dict(zip(there, each(partial(hand_alone, sequence), there), strict=True))
 
 
 def believed(sequence: Sequence, sfm: SfmResult, alone: dict[str, GraspFit], report: Progress) -> SfmResult:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ..parallel import each
-from ._sfm_bundle import PIXELS, Tracks, is_registered
+from ._sfm_bundle import PIXELS, Tracks, errors, is_registered
 from ._sfm_flow import pair_flow
 from ._sfm_refine import pnp
 
@@ -83,8 +83,7 @@ def close_by_flow(
         turn = Rotation.from_matrix(got[0][:3, :3] @ poses[j, :3, :3].T).magnitude()
         if turn > TURNED:
             return None
-        cam = X[t.track[at]] @ got[0][:3, :3].T + got[0][:3, 3]
-        fit = np.linalg.norm(cam[:, :2] / cam[:, 2:] - x, axis=1) * t.focal < PIXELS
+        fit = errors(np.broadcast_to(got[0], (len(at), 4, 4)), X[t.track[at]], x, t.focal)[0] < PIXELS
         return t.track[at[fit]], np.full(int(fit.sum()), j), x[fit]
 
     found = [s for s in each(look, pairs) if s is not None]

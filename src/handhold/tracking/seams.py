@@ -62,12 +62,13 @@ def mend(sfm: SfmResult, hands: dict[str, Witness]) -> SfmResult:
     Parts of fewer than `LEAST` frames that follow a moved one are taken out. Notes say what was done; where no hand
     contradicts, the same object is returned.
     """
-    whole, *rest = parts(sfm) or [np.zeros(0, np.int64)]
+    whole, *rest = parts(sfm)
+    before = {s: _held(sfm, h, whole) for s, h in hands.items()}
     poses, points, confidence = sfm.cam_from_object.copy(), sfm.points.copy(), sfm.confidence.copy()
     reason, registered = sfm.reason.astype("<U64"), sfm.registered.copy()
     notes: list[str] = []
     for part in (p for p in rest if len(p) >= LEAST):
-        told = {s: (_held(sfm, h, whole), _held(sfm, h, part)) for s, h in hands.items()}
+        told = {s: (before[s], _held(sfm, h, part)) for s, h in hands.items()}
         told = {s: (a, b) for s, (a, b) in told.items() if a is not None and b is not None}
         turned = {s: float((a.turn.inv() * b.turn).magnitude()) for s, (a, b) in told.items()}
         grown = {s: float(np.log(b.unit / a.unit)) for s, (a, b) in told.items()}
